@@ -1,0 +1,13 @@
+include: "workflow/Snakefile"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.scores.output,
+        rules.index.output,
+        figures(),

@@ -1,0 +1,131 @@
+"""Products on disk: written whole or not at all, and verified against a manifest when read.
+
+A product is a folder ``<kind>/<label>-<key>/`` holding its payload, the settings that made it
+(``config.json``) and, written last, ``manifest.json``. Without a manifest a product does not
+exist: zarr reads a missing chunk as NaN without a word, so nothing else is proof of wholeness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dklfm.errors import DataError
+
+MANIFEST = "manifest.json"
+_RECORDED_PACKAGES = ("dklfm", "numpy", "scipy", "torch", "gpytorch", "xarray", "zarr")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary sibling, then move it to ``path`` in one step.
+
+    An existing file or folder at ``path`` is replaced; a failing ``write`` leaves it untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        write(sibling)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(sibling, path)
+    finally:
+        if sibling.is_dir():
+            shutil.rmtree(sibling)
+        else:
+            sibling.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: if the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run the stage that makes it") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); delete it and rerun") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object; delete it and rerun")
+    return value
+
+
+def write_manifest(folder: Path, payload: Mapping[str, Any], digest: str) -> None:
+    """Declare a product whole: the payload's description, its digest, and who wrote it."""
+    packages = {}
+    for name in _RECORDED_PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    write_json(folder / MANIFEST, {**payload, "digest": digest, "packages": packages})
+
+
+def dataset_digest(dataset: xr.Dataset) -> str:
+    """sha256 over names, dimensions, types and values, not over the stored bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(map(str, dataset.variables)):
+        values = np.ascontiguousarray(dataset[name].values)
+        sha.update(f"{name}{dataset[name].dims}{values.shape}".encode())
+        text = values.dtype.kind in "OUT"  # strings have many in-memory forms
+        sha.update("\0".join(map(str, values.flat)).encode() if text else values.tobytes())
+    return sha.hexdigest()
+
+
+def save_dataset(folder: Path, dataset: xr.Dataset, description: Mapping[str, Any]) -> None:
+    """Store a dataset as ``data.zarr`` with a manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "U":  # zarr has no stable form for fixed-length strings
+            dataset = dataset.assign_coords({name: variable.astype(object)})
+    write_atomically(
+        folder / "data.zarr",
+        lambda path: dataset.to_zarr(path, mode="w", consolidated=False, zarr_format=3) and None,
+    )
+    payload = {**description, "sizes": {str(k): v for k, v in dataset.sizes.items()}}
+    write_manifest(folder, payload, dataset_digest(dataset))
+
+
+def load_dataset(folder: Path) -> xr.Dataset:
+    """Read a stored dataset into memory and verify it.
+
+    Raises:
+        DataError: if the store is missing, cannot be read, or differs from its manifest.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist; run the stage that makes it")
+    manifest = read_json(folder / MANIFEST)
+    try:
+        with warnings.catch_warnings():  # Snakemake leaves a time stamp in every folder it makes
+            warnings.filterwarnings("ignore", "Object at .snakemake_timestamp")
+            dataset = xr.open_zarr(folder / "data.zarr", consolidated=False, chunks=None).load()
+    except Exception as error:  # zarr and its codecs raise many types for a damaged store
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{folder}/data.zarr cannot be read ({reason}); delete the folder and rerun"
+        ) from None
+    if dataset_digest(dataset) != manifest.get("digest"):
+        raise DataError(
+            f"{folder}/data.zarr is damaged: its contents differ from {MANIFEST}; "
+            "delete the folder and rerun"
+        )
+    return dataset

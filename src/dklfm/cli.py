@@ -1,0 +1,216 @@
+"""The ``dklfm`` command: the stages of the pipeline, one verb each."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dklfm.errors import DklfmError
+
+# Stages import what they run when they run it, so that --help and errors come at once.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Infer the hidden force behind dynamical systems.",
+)
+log = logging.getLogger("dklfm")
+
+Spec = Annotated[str, typer.Argument(help="Settings: a YAML or JSON file, or JSON text.")]
+Out = Annotated[Path, typer.Argument(help="Folder of the product; made if missing.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a stored product.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+
+
+def stage(function: Callable[..., None]) -> Callable[..., None]:
+    """Log to standard error, set the threads of torch, print a user's mistake as one line."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+        )
+        logging.captureWarnings(True)
+        try:
+            function(*args, **kwargs)
+        except DklfmError as error:
+            typer.echo(f"dklfm: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("dklfm: interrupted; rerun the same command to continue", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _read_spec(text: str) -> dict[str, Any]:
+    import json
+
+    from dklfm.config import read_yaml
+    from dklfm.errors import ConfigError
+
+    if text.lstrip().startswith("{"):
+        try:
+            spec = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the settings given as text are not JSON: {error}") from None
+    else:
+        spec = read_yaml(Path(text))
+    if not isinstance(spec, dict):
+        raise ConfigError(f"{text}: settings must be a mapping of sections")
+    return spec
+
+
+@app.command()
+@stage
+def simulate(
+    spec: Spec,
+    out: Out,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of a local cluster.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+) -> None:
+    """Simulate tasks from a system's prior: sections ``system`` and ``tasks``."""
+    from dklfm import simulate as simulation
+
+    simulation.run(_read_spec(spec), out, workers, scheduler)
+
+
+@app.command()
+@stage
+def measurements(
+    dataset: Annotated[str, typer.Argument(help="Name of an embedded table.")], out: Out
+) -> None:
+    """Store an embedded table of measurements as tasks."""
+    from dklfm.artifacts import save_dataset
+    from dklfm.tasks import load_embedded
+
+    tasks = load_embedded(dataset)
+    save_dataset(out, tasks.data, {"stage": "tasks", "spec": {"dataset": dataset}})
+
+
+@app.command()
+@stage
+def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
+    """Train a model on simulated tasks: sections ``model`` and ``training``, and a ``seed``."""
+    from dklfm import training
+    from dklfm.artifacts import MANIFEST, read_json
+    from dklfm.tasks import load_tasks
+
+    settings = _read_spec(spec)
+    loaded = load_tasks(tasks)
+    system = read_json(tasks / MANIFEST)["spec"]["system"]
+    training.run(settings, loaded, out, device, system=system)
+
+
+@app.command()
+@stage
+def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> None:
+    """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
+    from dklfm.artifacts import save_dataset
+    from dklfm.methods import TrainedDKLFM
+    from dklfm.tasks import load_tasks
+
+    posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
+    save_dataset(out, posterior.data, {"stage": "posterior"})
+
+
+@app.command()
+@stage
+def score(
+    about: Spec,
+    model: Folder,
+    tasks: Folder,
+    posterior: Folder,
+    out: Annotated[Path, typer.Argument(help="CSV of one row a task and metric.")],
+) -> None:
+    """Score a posterior against the truth, task by task."""
+    from dklfm.artifacts import MANIFEST, load_dataset, read_json, write_atomically
+    from dklfm.methods import Posterior
+    from dklfm.scores import score as score_tasks
+    from dklfm.simulate import parse_system
+    from dklfm.tasks import load_tasks
+
+    manifest = read_json(model / MANIFEST)
+    test = load_tasks(tasks).split("test")
+    inferred = Posterior(load_dataset(posterior)).at(test)
+    table = score_tasks(
+        inferred,
+        test,
+        parse_system(manifest["system"], str(model / MANIFEST)),
+        _read_spec(about),
+        manifest["training_cpu_s"],
+    )
+    write_atomically(out, lambda path: table.to_csv(path, index=False))
+
+
+@app.command()
+@stage
+def summarise(
+    out: Annotated[Path, typer.Argument(help="CSV of one row a metric.")],
+    per_task: Annotated[list[Path], typer.Argument(help="Tables made by score.")],
+) -> None:
+    """Gather task-wise scores into one tidy table of means, errors and medians."""
+    import pandas as pd
+
+    from dklfm.artifacts import write_atomically
+    from dklfm.scores import summarise as summarise_scores
+
+    summary = summarise_scores(pd.read_csv(path) for path in per_task)
+    write_atomically(out, lambda path: summary.to_csv(path, index=False))
+
+
+@app.command()
+@stage
+def figure(
+    kind: Annotated[str, typer.Argument(help="tasks, p53 or learning.")],
+    stem: Annotated[Path, typer.Argument(help="Path without suffix; a .pdf and a .png are made.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="tasks, p53: MODEL TASKS POSTERIOR. learning: MODEL ..."),
+    ],
+) -> None:
+    """Draw a figure from stored products."""
+    import pandas as pd
+
+    from dklfm import figures
+    from dklfm.artifacts import MANIFEST, load_dataset, read_json
+    from dklfm.methods import Posterior
+    from dklfm.simulate import parse_system
+    from dklfm.tasks import load_tasks
+
+    if kind == "learning":
+        histories = {
+            read_json(path / MANIFEST)["spec"]["seed"]: pd.read_csv(path / "history.csv")
+            for path in inputs
+        }
+        figures.save(figures.draw_learning(histories), stem)
+        return
+    drawers = {"tasks": figures.draw_tasks, "p53": figures.draw_p53}
+    if kind not in drawers or len(inputs) != 3:
+        raise DklfmError(
+            f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm figure --help"
+        )
+    model, tasks, posterior = inputs
+    system = parse_system(read_json(model / MANIFEST)["system"], str(model / MANIFEST))
+    shown = load_tasks(tasks).to_show()
+    inferred = Posterior(load_dataset(posterior)).at(shown)
+    figures.save(drawers[kind](shown, inferred, system), stem)
+
+
+@app.command()
+@stage
+def config(
+    path: Annotated[Path, typer.Argument(help="A config file.")],
+) -> None:
+    """Check a config file and list what it makes."""
+    from dklfm.config import Plan, load_config
+
+    plan = Plan.of(load_config(path))
+    for name, paths in plan.index().items():
+        typer.echo(f"{name}: " + "  ".join(paths.values()))

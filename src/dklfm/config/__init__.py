@@ -1,0 +1,39 @@
+"""Settings, their keys, and the plan of products that follows from them. No torch."""
+
+from dklfm.config.experiment import Config, Experiment, resolved
+from dklfm.config.keys import canonical_json, stage_key
+from dklfm.config.loading import json_schema, load_config, read_yaml, validate
+from dklfm.config.plan import Evaluation, Plan, Stage
+from dklfm.config.sections import (
+    Counts,
+    FourierConfig,
+    KernelConfig,
+    Mesh,
+    ModelConfig,
+    TasksConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
+
+__all__ = [
+    "Config",
+    "Counts",
+    "Evaluation",
+    "Experiment",
+    "FourierConfig",
+    "KernelConfig",
+    "Mesh",
+    "ModelConfig",
+    "Plan",
+    "Stage",
+    "TasksConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "canonical_json",
+    "json_schema",
+    "load_config",
+    "read_yaml",
+    "resolved",
+    "stage_key",
+    "validate",
+]

@@ -1,0 +1,70 @@
+"""A whole config: named experiments, each one system with its tasks, model and training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union
+
+from pydantic import AfterValidator, Field, model_validator
+
+from dklfm.config.sections import ModelConfig, PositiveFloat, TasksConfig, TrainingConfig
+from dklfm.settings import Section
+from dklfm.systems import SYSTEMS
+
+AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # type: ignore[valid-type] # noqa: UP007 - the union is built from the registry
+DATASETS = ("p53-mmgmos", "p53-puma2007")
+"""Embedded tables of measurements that a trained model can be applied to."""
+
+
+def _label(name: str) -> str:
+    if not name or not all(c.isascii() and (c.isalnum() or c == "_") for c in name):
+        raise ValueError("a name may hold letters, digits and underscores only")
+    return name
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
+class Experiment(Section):
+    """One system simulated, learnt with each seed, scored, and applied to measurements.
+
+    ``test_meshes`` are factors on the number of mesh points an axis at which the test tasks are
+    observed again, to show that the model does not depend on the resolution.
+    """
+
+    system: AnySystem
+    tasks: TasksConfig = TasksConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    test_meshes: tuple[PositiveFloat, ...] = ()
+    datasets: tuple[Literal["p53-mmgmos", "p53-puma2007"], ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        counts, encoder = self.tasks.counts, self.model.encoder.name
+        if encoder == "fourier" and self.tasks.mesh.spacing != "regular":
+            raise ValueError(
+                "the fourier encoder needs tasks.mesh.spacing: regular; "
+                "the transformer takes irregular meshes"
+            )
+        if encoder == "fourier" and self.training.least_points is not None:
+            raise ValueError(
+                "the fourier encoder needs whole meshes: set training.least_points: null"
+            )
+        if not (counts.train and counts.validation and counts.test):
+            raise ValueError("tasks.counts needs at least one train, validation and test task")
+        return self
+
+
+class Config(Section):
+    """A run of the pipeline."""
+
+    results: Path = Path("results")
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|auto)$")] = "cpu"
+    experiments: Annotated[dict[Label, Experiment], Field(min_length=1)]
+
+
+def resolved(section: Section) -> dict[str, Any]:
+    """A section with every default filled in, JSON-ready."""
+    return section.model_dump(mode="json")

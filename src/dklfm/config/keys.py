@@ -1,0 +1,31 @@
+"""Keys: short digests that name every product by everything that determined it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STAGE_VERSIONS = {"tasks": 1, "model": 1, "posterior": 1, "scores": 1, "figure": 1}
+"""Bumped by hand when a stage's code changes what the same settings produce."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal strings.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def stage_key(stage: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
+    """The first ten hex digits of sha256 over stage, version, settings and parent keys."""
+    identity = {
+        "stage": stage,
+        "stage_version": STAGE_VERSIONS[stage],
+        "spec": spec,
+        "parents": list(parents),
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]

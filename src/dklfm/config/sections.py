@@ -1,0 +1,131 @@
+"""The sections of a config: what is simulated, which model, how it is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from dklfm.settings import Constant, Distribution, Section, positive
+
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Counts(Section):
+    """How many tasks each split holds, fixed at simulation."""
+
+    train: Count = 256
+    validation: Count = 64
+    test: Count = 128
+
+    @property
+    def total(self) -> int:
+        return self.train + self.validation + self.test
+
+
+class Mesh(Section):
+    """Where a task is observed.
+
+    ``regular``: an even grid over the domain with ``points`` nodes an axis.
+    ``irregular``: ``points`` uniform random locations, drawn anew for each task.
+    """
+
+    spacing: Literal["regular", "irregular"] = "irregular"
+    points: Annotated[int, Field(ge=2, le=2000)] = 30
+
+
+class TasksConfig(Section):
+    """Which tasks are simulated from a system, and with how much noise.
+
+    ``noise`` is the standard deviation of the noise on an output as a share of that output's
+    own standard deviation over the task; ``force_noise`` is absolute. ``query`` is the number
+    of nodes an axis of the even grid on which noise-free truth is stored.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    counts: Counts = Counts()
+    mesh: Mesh = Mesh()
+    query: Annotated[int, Field(ge=2, le=2000)] = 61
+    noise: Annotated[Distribution, AfterValidator(positive)] = Constant(value=0.02)
+    force_noise: Annotated[float, Field(ge=0)] = 0.02
+
+
+class TransformerConfig(Section):
+    """Self-attention over the points of an output; any mesh."""
+
+    name: Literal["transformer"] = "transformer"
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    frequencies: PositiveInt = 6
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class FourierConfig(Section):
+    """Fourier neural operator over the points of an output; full regular meshes only."""
+
+    name: Literal["fourier"] = "fourier"
+    width: PositiveInt = 64
+    layers: PositiveInt = 3
+    modes: PositiveInt = 8
+
+
+class KernelConfig(Section):
+    """The networks NN_f, NN_h, NN_c and the base kernel.
+
+    ``amplitudes`` > 0 multiplies the base kernel by a·a'/amplitudes with learned signed vectors a,
+    so that the force may be anticorrelated with an output; 0 is the paper's form.
+    ``concatenate_inputs`` feeds x to the base kernel beside the network's coordinates.
+    """
+
+    base: Literal["rbf", "periodic"] = "rbf"
+    width: PositiveInt = 64
+    blocks: PositiveInt = 2
+    coordinates: PositiveInt = 16
+    amplitudes: Annotated[int, Field(ge=0, le=256)] = 4
+    concatenate_inputs: bool = False
+
+
+class ModelConfig(Section):
+    """The deep kernel latent force model.
+
+    ``noise`` states the likelihood of the outputs: ``homoscedastic``, one learned variance for
+    all; ``relative``, a learned share of each observed output's variance; ``given``, the standard
+    deviations that come with the tasks plus a learned homoscedastic excess.
+    """
+
+    embedding: PositiveInt = 32
+    encoder: Annotated[TransformerConfig | FourierConfig, Field(discriminator="name")] = (
+        TransformerConfig()
+    )
+    kernel: KernelConfig = KernelConfig()
+    frequencies: PositiveInt = 5
+    output_mean: Literal["zero", "network"] = "network"
+    noise: Literal["homoscedastic", "relative", "given"] = "relative"
+
+
+class TrainingConfig(Section):
+    """Optimisation of the marginal likelihood (Eq. 4) by AdamW under a one-cycle rate.
+
+    Each step sees a random subset of at least ``least_points`` points (all, if null) and of at
+    least ``least_outputs`` outputs. ``conditional_weight`` adds that multiple of −log p(f|y).
+    The weights kept are those of the best validation log p(f|y), looked at every
+    ``validate_every`` epochs.
+    """
+
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: PositiveFloat = 1.0
+    least_points: PositiveInt | None = 10
+    least_outputs: PositiveInt | None = 2
+    conditional_weight: Annotated[float, Field(ge=0)] = 0.0
+    validate_every: PositiveInt = 5

@@ -1,0 +1,35 @@
+"""The package's exceptions: each says what is wrong, where, and how to mend it.
+
+A command prints a :class:`DklfmError` as one line and exits with its ``exit_code``;
+any other exception is a defect of the package and keeps its traceback.
+"""
+
+
+class DklfmError(Exception):
+    """Base of every error that a user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(DklfmError):
+    """A configuration has an unknown key, a wrong type or an impossible value."""
+
+    exit_code = 3
+
+
+class DataError(DklfmError):
+    """A table or store of tasks is missing, damaged or not what it must be."""
+
+    exit_code = 4
+
+
+class ModelError(DklfmError):
+    """Trained weights are missing, damaged or of another architecture."""
+
+    exit_code = 5
+
+
+class NumericalError(DklfmError):
+    """A computation that should be well posed was not, for example a Cholesky factor."""
+
+    exit_code = 6

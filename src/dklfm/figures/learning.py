@@ -1,0 +1,40 @@
+"""Learning curves of one experiment's seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dklfm.figures.style import OUTPUTS, RC
+
+
+def draw_learning(histories: Mapping[int, pd.DataFrame]) -> Figure:
+    """Training and validation loss (Eq. 4 a point), force NLL, and force-output coupling."""
+    panels = (
+        ("train_loss", "loss −log p(f, y), nats a point"),
+        ("validation_force_nll", "validation −log p(f | y),\nnats a point"),
+        ("coupling", "prior correlation of force\nand outputs (rms)"),
+    )
+    with plt.rc_context(RC):
+        figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 2.9))
+        for axis, (column, title) in zip(axes, panels, strict=True):
+            for color, (seed, history) in zip(OUTPUTS, histories.items(), strict=False):
+                known = history.dropna(subset=[column])
+                axis.plot(known["epoch"], known[column], color=color, lw=1.2, label=f"seed {seed}")
+                if column == "train_loss":
+                    looked = history.dropna(subset=["validation_loss"])
+                    axis.plot(
+                        looked["epoch"], looked["validation_loss"], color=color, lw=1.0, ls=":"
+                    )
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(title)
+        axes[0].set_title("solid: training, dotted: validation")
+        axes[1].axhline(1.419, color="0.6", lw=0.8)
+        axes[1].set_title("grey: the prior alone")
+        axes[2].set_ylim(bottom=0)
+        axes[2].set_title("near 0: nothing is learnt")
+        axes[-1].legend()
+    return figure

@@ -1,0 +1,56 @@
+"""One look for all figures, and one way to save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dklfm.artifacts import write_atomically
+
+mpl.use("Agg")
+
+TRUTH = "#222222"
+FORCE = "#0b6fa4"
+OUTPUTS = ("#c8553d", "#588b8b", "#d9a441", "#7b5ea7", "#4f772d")
+REFERENCES = ("#c8553d", "#4f772d")
+
+RC = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": mpl.cycler(color=OUTPUTS),
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+
+
+def band(
+    axes: Axes,
+    x: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    sd: NDArray[np.float64],
+    color: str,
+    label: str | None = None,
+) -> None:
+    """A mean curve in its central 95 % interval."""
+    axes.fill_between(x, mean - 1.96 * sd, mean + 1.96 * sd, color=color, alpha=0.2, lw=0)
+    axes.plot(x, mean, color=color, lw=1.4, label=label)
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem.pdf`` and ``stem.png``."""
+    for suffix in ("pdf", "png"):
+        metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+        write_atomically(
+            stem.with_suffix(f".{suffix}"),
+            lambda path, form=suffix, facts=metadata: figure.savefig(
+                path, format=form, metadata=facts
+            ),
+        )

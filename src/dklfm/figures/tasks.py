@@ -1,0 +1,47 @@
+"""Fig. 3: training and test tasks, force and outputs, truth and inference."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dklfm.figures.style import FORCE, OUTPUTS, RC, TRUTH, band
+from dklfm.methods import Posterior
+from dklfm.systems import System
+from dklfm.tasks import SPLITS, Tasks
+
+
+def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
+    """Two training tasks and two test tasks with a time axis, one a column.
+
+    The test tasks are the first two, not chosen by their errors.
+    """
+    split = tasks["split"]
+    columns = [int(i) for s in (0, 2) for i in np.flatnonzero(split == s)[:2]]
+    axis = system.axes[0]
+    with plt.rc_context(RC):
+        figure, axes = plt.subplots(
+            2, len(columns), figsize=(2.6 * len(columns), 4.4), sharex=True, sharey="row"
+        )
+        for column, i in enumerate(columns):
+            top, bottom = axes[:, column]
+            t = tasks["x_query"][i, :, 0]
+            band(top, t, posterior["force_mean"][i], posterior["force_sd"][i], FORCE, "inferred")
+            top.plot(t, tasks["f"][i], color=TRUTH, lw=1.2, ls="--", label="truth")
+            name = SPLITS[split[i]]
+            error = np.mean((posterior["force_mean"][i] - tasks["f"][i]) ** 2)
+            kind = "training" if name == "train" else name
+            top.set_title(f"{kind} task (force MSE {error:.3f})")
+            for j, output in enumerate(tasks.outputs):
+                color = OUTPUTS[j % len(OUTPUTS)]
+                mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
+                band(bottom, t, mean, sd, color, output)
+                bottom.plot(t, tasks["h_query"][i, j], color=TRUTH, lw=0.8, ls="--")
+                bottom.plot(tasks["x"][i, :, 0], tasks["y"][i, j], ".", color=color, ms=3)
+            bottom.set_xlabel(f"{axis.name} ({axis.unit})")
+        axes[0, 0].set_ylabel(f"force f:\n{system.force_name}")
+        axes[1, 0].set_ylabel("outputs")
+        axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axes[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="dots: observed")
+    return figure

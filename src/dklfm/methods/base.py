@@ -1,0 +1,81 @@
+"""The one interface of everything that infers a force, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dklfm.errors import DataError
+from dklfm.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior moments of the force and of the noise-free outputs, in the tasks' own units.
+
+    | variable                             | dimensions          |                      |
+    |--------------------------------------|---------------------|----------------------|
+    | ``force_mean``, ``force_sd``         | task, query         | at ``x_query``       |
+    | ``output_mean``, ``output_sd``       | task, output, point | at ``x``             |
+    | ``output_query_mean``, ``..._sd``    | task, output, query | at ``x_query``       |
+
+    The attribute ``inference_cpu_s`` is the CPU seconds a task took.
+    """
+
+    data: xr.Dataset
+
+    def __getitem__(self, variable: str) -> NDArray[np.float64]:
+        return self.data[variable].values
+
+    def at(self, tasks: Tasks) -> Posterior:
+        """The part that belongs to the given tasks, in their order.
+
+        Raises:
+            DataError: if some of them were not inferred.
+        """
+        try:
+            return Posterior(self.data.sel(task=tasks.data["task"].values))
+        except KeyError:
+            raise DataError("the posterior does not cover these tasks; infer them again") from None
+
+    @classmethod
+    def of(
+        cls,
+        tasks: Tasks,
+        force: tuple[NDArray[np.float64], NDArray[np.float64]],
+        outputs: tuple[NDArray[np.float64], NDArray[np.float64]],
+        cpu_seconds: float,
+    ) -> Posterior:
+        """Name the dimensions of plain arrays.
+
+        Args:
+            tasks: the tasks inferred.
+            force: mean and standard deviation, ``task x query``.
+            outputs: mean and standard deviation, ``task x output x (point, query)``.
+            cpu_seconds: spent on all tasks together.
+        """
+        points = tasks["x"].shape[1]
+        data = {
+            "force_mean": (("task", "query"), force[0]),
+            "force_sd": (("task", "query"), force[1]),
+        }
+        for name, values in zip(("mean", "sd"), outputs, strict=True):
+            data[f"output_{name}"] = (("task", "output", "point"), values[..., :points])
+            data[f"output_query_{name}"] = (("task", "output", "query"), values[..., points:])
+        coords = {name: tasks.data[name] for name in ("task", "output")}
+        attrs = {"inference_cpu_s": cpu_seconds / len(tasks)}
+        return cls(xr.Dataset(data, coords=coords, attrs=attrs))
+
+
+class Method(Protocol):
+    """Turns tasks into posteriors of their forces; looks at ``x``, ``y`` and ``y_sd`` only."""
+
+    name: str
+
+    def infer(self, tasks: Tasks) -> Posterior:
+        """The posterior at every task's ``x_query``, and of the outputs at ``x`` too."""
+        ...

@@ -1,0 +1,135 @@
+"""Tasks as padded tensors on the scale of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dklfm.errors import DataError
+from dklfm.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The training domain: inputs map to [0, 1], outputs and force to zero mean, unit variance.
+
+    One mean and deviation serve all outputs, so that they stay exchangeable.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: float
+    sd: float
+    force_mean: float
+    force_sd: float
+
+    @classmethod
+    def of(cls, tasks: Tasks) -> Self:
+        """The scale of a training set.
+
+        Raises:
+            DataError: if the force is unknown, or the outputs do not vary at all.
+        """
+        if "f_observed" not in tasks:
+            raise DataError(
+                "these tasks have no observed force, so nothing can be learnt from them"
+            )
+        x, y, f = tasks["x"], tasks["y"], tasks["f_observed"]
+        sd = float(np.nanstd(y))
+        if not sd > 0:
+            raise DataError("the training outputs are all equal; nothing can be learnt from them")
+        low = np.minimum(np.nanmin(x, (0, 1)), np.nanmin(tasks["x_query"], (0, 1)))
+        high = np.maximum(np.nanmax(x, (0, 1)), np.nanmax(tasks["x_query"], (0, 1)))
+        return cls(
+            tuple(low.tolist()),
+            tuple(high.tolist()),
+            mean=float(np.nanmean(y)),
+            sd=sd,
+            force_mean=float(np.nanmean(f)),
+            force_sd=float(np.nanstd(f)),
+        )
+
+    def inputs(self, x: np.ndarray) -> Tensor:
+        low, high = np.array(self.low), np.array(self.high)
+        return torch.from_numpy((np.nan_to_num(x) - low) / (high - low)).float()
+
+    def values(self, y: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.nan_to_num((y - self.mean) / self.sd)).float()
+
+    def force(self, f: np.ndarray) -> Tensor:
+        return torch.from_numpy((f - self.force_mean) / self.force_sd).float()
+
+    def deviations(self, sd: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.nan_to_num(sd / self.sd)).float()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tasks that share a computation; tasks with fewer points or outputs are padded.
+
+    Attributes:
+        x: inputs in [0, 1].
+        y: standardised outputs, zero where missing.
+        y_sd: standard deviation of their noise, zero where unknown.
+        mask: True where an output was observed.
+        f: standardised noisy force at ``x``, if known.
+    """
+
+    x: Float[Tensor, "task point axis"]
+    y: Float[Tensor, "task output point"]
+    y_sd: Float[Tensor, "task output point"]
+    mask: Bool[Tensor, "task output point"]
+    f: Float[Tensor, "task point"] | None = None
+
+    @classmethod
+    def of(cls, tasks: Tasks, scale: Scale) -> Self:
+        """Standardise tasks.
+
+        Raises:
+            DataError: if the tasks have another number of inputs than the model.
+        """
+        if tasks["x"].shape[-1] != len(scale.low):
+            raise DataError(
+                f"the tasks have {tasks['x'].shape[-1]} input dimensions, "
+                f"the model was trained with {len(scale.low)}"
+            )
+        y = tasks["y"]
+        y_sd = scale.deviations(tasks["y_sd"]) if "y_sd" in tasks else torch.zeros(y.shape)
+        f = scale.force(tasks["f_observed"]) if "f_observed" in tasks else None
+        mask = torch.from_numpy(np.isfinite(y))
+        return cls(scale.inputs(tasks["x"]), scale.values(y), y_sd, mask, f)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, tasks: Tensor | slice) -> Self:
+        """A subset of the tasks."""
+        f = None if self.f is None else self.f[tasks]
+        return type(self)(self.x[tasks], self.y[tasks], self.y_sd[tasks], self.mask[tasks], f)
+
+    def points(self, chosen: Tensor) -> Self:
+        """A subset of the points, the same for every task."""
+        return replace(
+            self,
+            x=self.x[:, chosen],
+            y=self.y[..., chosen],
+            y_sd=self.y_sd[..., chosen],
+            mask=self.mask[..., chosen],
+            f=None if self.f is None else self.f[:, chosen],
+        )
+
+    def outputs(self, chosen: Tensor) -> Self:
+        """A subset of the outputs, the same for every task."""
+        return replace(
+            self, y=self.y[:, chosen], y_sd=self.y_sd[:, chosen], mask=self.mask[:, chosen]
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        f = None if self.f is None else self.f.to(device)
+        moved = (t.to(device) for t in (self.x, self.y, self.y_sd, self.mask))
+        return type(self)(*moved, f)

@@ -1,0 +1,206 @@
+"""The deep kernel latent force model: one joint Gaussian over force and outputs.
+
+With r an embedding of a task's noisy outputs and z = r ⊕ x, a deep kernel κ and mean networks
+give (Eqs. 4-7 of the paper)
+
+    f, h ~ N([μ_f, μ_h], [[K_ff, K_fh], [K_hf, K_hh]]),    y = h + ε,
+
+trained on simulated tasks by log p(f) + log p(y | f); a new task's force is p(f | y).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dklfm.config import FourierConfig, KernelConfig, ModelConfig
+from dklfm.model.batch import Batch
+from dklfm.model.encoders import FourierEncoder, FourierFeatures, TransformerEncoder, masked_mean
+from dklfm.model.gaussian import Conditional, LogDensities, condition, joint_log_densities
+from dklfm.model.kernel import DeepKernel, Latent, LatentPoints, ResidualMLP, join
+
+JITTER = 1e-4
+"""Added to the noise-free force block in float32 training; 1e-4 of its prior variance."""
+OUTPUT_JITTER = 1e-5
+"""Added to output variances, standardised: below any noise that matters."""
+
+
+class Embedding(NamedTuple):
+    """What the encoder makes of a batch: one vector an output, and their mean for the force."""
+
+    outputs: Float[Tensor, "task output size"]
+    force: Float[Tensor, "task size"]
+
+
+class Moments(NamedTuple):
+    """Posterior moments on the model's scale."""
+
+    force_mean: Float[Tensor, "task query"]
+    force_variance: Float[Tensor, "task query"]
+    output_mean: Float[Tensor, "task output query"]
+    output_variance: Float[Tensor, "task output query"]
+    force_covariance: Float[Tensor, "task query query"] | None
+
+
+class MeanNetwork(nn.Module):
+    """A network of z that starts at zero."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.body = ResidualMLP(inputs, width, blocks=1)
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(self.body(z))[..., 0]
+
+
+class DKLFM(nn.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: ModelConfig, axes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.features = FourierFeatures(axes, config.frequencies, 0.25, 2.0)
+        self.encoder = _encoder(config, axes)
+        inputs = config.embedding + self.features.size
+        kernel: KernelConfig = config.kernel
+        self.latent = Latent(
+            inputs, kernel.width, kernel.blocks, kernel.coordinates, kernel.amplitudes
+        )
+        self.kernel = DeepKernel(kernel.base)
+        self.force_mean = MeanNetwork(inputs, kernel.width)
+        self.output_mean = (
+            MeanNetwork(inputs, kernel.width) if config.output_mean == "network" else None
+        )
+        self.log_noise = nn.Parameter(torch.tensor(math.log(0.05)))
+        self.log_force_noise = nn.Parameter(torch.tensor(math.log(0.05)))
+
+    def embed(self, batch: Batch) -> Embedding:
+        """Encode every output function by itself (Section 3.2)."""
+        tasks, outputs, points = batch.y.shape
+        x = batch.x[:, None].expand(-1, outputs, -1, -1).reshape(tasks * outputs, points, -1)
+        r = self.encoder(x, batch.y.flatten(0, 1), batch.mask.flatten(0, 1))
+        r = r.unflatten(0, (tasks, outputs))  # task output size
+        observed = batch.mask.any(-1)[..., None]
+        return Embedding(r, masked_mean(r, observed, dim=1))
+
+    def outputs_at(self, r: Embedding, x: Tensor) -> tuple[LatentPoints, Tensor]:
+        """Latent points and means of all outputs at ``task x point`` inputs, output-major."""
+        features = self.features(x)  # task point feature
+        shape = (*r.outputs.shape[:2], x.shape[1], -1)
+        z = torch.cat(
+            [r.outputs[:, :, None].expand(shape), features[:, None].expand(shape)], dim=-1
+        ).flatten(1, 2)  # task (output point) inputs
+        mean = torch.zeros_like(z[..., 0]) if self.output_mean is None else self.output_mean(z)
+        inputs = x.repeat(1, r.outputs.shape[1], 1)
+        return self._with_inputs(self.latent(z, "outputs"), inputs), mean
+
+    def force_at(self, r: Embedding, x: Tensor) -> tuple[LatentPoints, Tensor]:
+        """Latent points and mean of the force at ``task x point`` inputs."""
+        features = self.features(x)
+        z = torch.cat([r.force[:, None].expand(*x.shape[:2], -1), features], dim=-1)
+        return self._with_inputs(self.latent(z, "force"), x), self.force_mean(z)
+
+    def _with_inputs(self, latent: LatentPoints, x: Tensor) -> LatentPoints:
+        if not self.config.kernel.concatenate_inputs:
+            return latent
+        return LatentPoints(torch.cat([x, latent.coordinates], dim=-1), latent.amplitudes)
+
+    def noise_variance(self, batch: Batch) -> Float[Tensor, "task output point"]:
+        """σ² of every observation, under the likelihood that the config names."""
+        learned = (2 * self.log_noise).exp()
+        if self.config.noise == "given":
+            return batch.y_sd.square() + learned
+        if self.config.noise == "homoscedastic":
+            return learned.expand(batch.y.shape)
+        mean = masked_mean(batch.y, batch.mask, dim=-1)[..., None]
+        variance = masked_mean((batch.y - mean).square(), batch.mask, dim=-1)[..., None]
+        return (learned * variance).expand(batch.y.shape)
+
+    def log_densities(self, batch: Batch) -> LogDensities:
+        """log p(y) and log p(f | y) of training tasks; their sum is Eq. 4.
+
+        Raises:
+            ValueError: if the batch has no force.
+        """
+        if batch.f is None:
+            raise ValueError("training needs tasks with an observed force")
+        r = self.embed(batch)
+        latent_h, mean_h = self.outputs_at(r, batch.x)
+        latent_f, mean_f = self.force_at(r, batch.x)
+        both = join(latent_h, latent_f)
+        force_noise = (2 * self.log_force_noise).exp() + JITTER
+        noise = torch.cat(
+            [
+                self.noise_variance(batch).flatten(1) + OUTPUT_JITTER,
+                force_noise.expand(batch.f.shape),
+            ],
+            dim=1,
+        )
+        residual = torch.cat([batch.y.flatten(1) - mean_h, batch.f - mean_f], dim=1)
+        mask = torch.cat([batch.mask.flatten(1), batch.mask.any(1)], dim=1)
+        covariance = self.kernel(both, both) + torch.diag_embed(noise)
+        return joint_log_densities(covariance, residual, mask, mean_h.shape[1])
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
+        """p(f, h | y) at any inputs by exact conditioning, in float64.
+
+        Args:
+            batch: observations; a force in it is not looked at.
+            x_query: ``task x query x axis`` inputs in [0, 1].
+            covariance: also give the force's joint covariance over the query points.
+        """
+        r = self.embed(batch)
+        latent_h, mean_h = self.outputs_at(r, batch.x)
+        latent_f, mean_f = self.force_at(r, x_query)
+        latent_q, mean_q = self.outputs_at(r, x_query)
+        observed, force, queried = latent_h.double(), latent_f.double(), latent_q.double()
+        noise = self.noise_variance(batch).flatten(1).double() + OUTPUT_JITTER
+        conditional = condition(
+            observed=self.kernel(observed, observed) + torch.diag_embed(noise),
+            cross=self.kernel(join(force, queried), observed),
+            residual=(batch.y.flatten(1) - mean_h).double(),
+            mask=batch.mask.flatten(1),
+        )
+        mean = torch.cat([mean_f, mean_q], dim=1) + conditional.shift
+        variance = conditional.variance(self.kernel.variance(join(force, queried)))
+        n, outputs = x_query.shape[1], (len(batch), -1, x_query.shape[1])
+        of_force = Conditional(conditional.shift[:, :n], conditional.whitened[..., :n])
+        return Moments(
+            mean[:, :n],
+            variance[:, :n],
+            mean[:, n:].reshape(outputs),
+            variance[:, n:].reshape(outputs),
+            of_force.covariance(self.kernel(force, force)) if covariance else None,
+        )
+
+    @torch.no_grad()
+    def coupling(self, batch: Batch) -> float:
+        """Root-mean-square correlation between force and outputs under the prior.
+
+        Near zero the kernel has settled where observations say nothing about the force, which
+        the loss curve does not show.
+        """
+        r = self.embed(batch)
+        latent_h, _ = self.outputs_at(r, batch.x)
+        latent_f, _ = self.force_at(r, batch.x)
+        cross = self.kernel(latent_f, latent_h)
+        variance_f, variance_h = self.kernel.variance(latent_f), self.kernel.variance(latent_h)
+        scale = (variance_f[:, :, None] * variance_h[:, None, :]).clamp_min(1e-12)
+        return float((cross.square() / scale).mean().sqrt())
+
+
+def _encoder(config: ModelConfig, axes: int) -> nn.Module:
+    encoder = config.encoder
+    if isinstance(encoder, FourierConfig):
+        return FourierEncoder(axes, config.embedding, encoder.width, encoder.layers, encoder.modes)
+    return TransformerEncoder(
+        axes, config.embedding, encoder.width, encoder.layers, encoder.heads, encoder.frequencies
+    )

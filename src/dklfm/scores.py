@@ -1,0 +1,219 @@
+"""Scores of posteriors against the truth, the same for every method.
+
+Every metric gives one number a task; tables state mean, standard error and median over tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from dklfm.methods import Posterior
+from dklfm.systems import System
+from dklfm.tasks import Tasks
+
+Array = NDArray[np.float64]
+ABOUT = ("run", "experiment", "method", "prior", "seed", "split")
+COLUMNS = (
+    "run", "experiment", "method", "prior", "seed", "split",
+    "metric", "n_tasks", "mean", "se", "median",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score.
+
+    Attributes:
+        name: as it stands in scores.csv.
+        needs: the truth that tasks must hold for it.
+        compute: from posterior and tasks to one value a task.
+        meaning: one line for the documentation.
+    """
+
+    name: str
+    needs: str
+    compute: Callable[[Posterior, Tasks], Array]
+    meaning: str
+
+
+def gaussian_nll(mean: Array, sd: Array, truth: Array) -> Array:
+    """−log N(truth | mean, sd²) in nats, elementwise."""
+    return -norm.logpdf(truth, mean, sd)
+
+
+def gaussian_crps(mean: Array, sd: Array, truth: Array) -> Array:
+    """Continuous ranked probability score of a Gaussian (Gneiting & Raftery 2007, Eq. 21)."""
+    z = (truth - mean) / sd
+    return sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+
+def covered(mean: Array, sd: Array, truth: Array, level: float) -> Array:
+    """1 where the truth lies in the central interval of the given probability, else 0."""
+    return (np.abs(truth - mean) <= norm.ppf(0.5 + level / 2) * sd).astype(float)
+
+
+def z_scored(curves: Array) -> Array:
+    """Each ``task x query`` curve with zero mean and unit standard deviation."""
+    centred = curves - curves.mean(-1, keepdims=True)
+    return centred / centred.std(-1, keepdims=True)
+
+
+def _force(score: Callable[[Array, Array, Array], Array]) -> Callable[[Posterior, Tasks], Array]:
+    return lambda p, t: score(p["force_mean"], p["force_sd"], t["f"]).mean(-1)
+
+
+def _output_scale(tasks: Tasks) -> Array:
+    """Standard deviation of each noise-free output over its task; constant outputs get 1."""
+    sd = tasks["h_query"].std(-1, keepdims=True)
+    return np.where(sd > 0, sd, 1.0)
+
+
+def _output_mse(where: str, scaled: bool) -> Callable[[Posterior, Tasks], Array]:
+    predicted, true = ("output_mean", "h") if where == "x" else ("output_query_mean", "h_query")
+
+    def compute(posterior: Posterior, tasks: Tasks) -> Array:
+        error = posterior[predicted] - tasks[true]
+        scale = _output_scale(tasks) if scaled else 1.0
+        return np.square(error / scale).mean((1, 2))
+
+    return compute
+
+
+def _output_nll(posterior: Posterior, tasks: Tasks) -> Array:
+    scale = _output_scale(tasks)
+    mean, sd = posterior["output_mean"] / scale, posterior["output_sd"] / scale
+    return gaussian_nll(mean, sd, tasks["h"] / scale).mean((1, 2))
+
+
+METRICS = (
+    Metric(
+        "latent_mse",
+        "f",
+        _force(lambda m, s, f: (m - f) ** 2),
+        "squared error of the force at the query points, raw",
+    ),
+    Metric(
+        "latent_mse_z",
+        "f",
+        lambda p, t: np.square(p["force_mean"] - t["f"]).mean(-1) / t["f"].var(-1),
+        "latent_mse over the variance of the task's true force",
+    ),
+    Metric(
+        "latent_mse_shape",
+        "f",
+        lambda p, t: np.square(z_scored(p["force_mean"]) - z_scored(t["f"])).mean(-1),
+        "squared error after both curves are z-scored: scale and offset forgiven",
+    ),
+    Metric(
+        "output_mse",
+        "h",
+        _output_mse("x", scaled=True),
+        "squared error of the noise-free outputs at the observed points, in units of each "
+        "output's standard deviation",
+    ),
+    Metric(
+        "output_mse_raw",
+        "h",
+        _output_mse("x", scaled=False),
+        "output_mse in the outputs' own units",
+    ),
+    Metric(
+        "output_mse_heldout",
+        "h_query",
+        _output_mse("query", scaled=True),
+        "output_mse at the query points, where nothing was observed",
+    ),
+    Metric("force_nll", "f", _force(gaussian_nll), "Gaussian NLL of the force, nats a point"),
+    Metric(
+        "output_nll",
+        "h",
+        _output_nll,
+        "Gaussian NLL of the noise-free outputs at the observed points, nats a point, in units "
+        "of each output's standard deviation",
+    ),
+    Metric(
+        "force_coverage95",
+        "f",
+        _force(lambda m, s, f: covered(m, s, f, 0.95)),
+        "share of the true force inside the central 95 % interval",
+    ),
+    Metric(
+        "force_coverage50",
+        "f",
+        _force(lambda m, s, f: covered(m, s, f, 0.5)),
+        "share of the true force inside the central 50 % interval",
+    ),
+    Metric("force_crps", "f", _force(gaussian_crps), "continuous ranked probability score"),
+)
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+
+
+def expected_activity(posterior: Posterior, system: System) -> Array:
+    """E[G(f) | y] by Gauss–Hermite quadrature, ``task x query``."""
+    force = posterior["force_mean"][..., None] + posterior["force_sd"][..., None] * _NODES
+    return system.activity(force) @ (_WEIGHTS / _WEIGHTS.sum())
+
+
+def reference_correlations(posterior: Posterior, tasks: Tasks, system: System) -> dict[str, Array]:
+    """Pearson correlation of the inferred activity with each measured counterpart, by task."""
+    activity = expected_activity(posterior, system)
+    found = {}
+    for name in map(str, tasks.data):
+        if not name.startswith("reference_"):
+            continue
+        values = []
+        for i, reference in enumerate(tasks[name]):
+            known = np.isfinite(reference)
+            times = tasks["x"][i, known, 0]
+            inferred = np.interp(times, tasks["x_query"][i, :, 0], activity[i])
+            values.append(np.corrcoef(inferred, reference[known])[0, 1])
+        found[f"correlation_{name.removeprefix('reference_')}"] = np.array(values)
+    return found
+
+
+def score(
+    posterior: Posterior,
+    tasks: Tasks,
+    system: System,
+    about: Mapping[str, Any],
+    training_cpu_s: float,
+) -> pd.DataFrame:
+    """One row a task and metric: columns ABOUT, ``task``, ``metric``, ``value``.
+
+    Tasks of measurements are few and each a thing of its own: their split names the task.
+    """
+    values = {m.name: m.compute(posterior, tasks) for m in METRICS if m.needs in tasks}
+    values |= reference_correlations(posterior, tasks, system)
+    values["inference_cpu_s"] = np.full(len(tasks), posterior.data.attrs["inference_cpu_s"])
+    values["training_cpu_s"] = np.full(len(tasks), training_cpu_s)
+    table = pd.DataFrame(values).assign(task=tasks.data["task"].values)
+    table = table.melt(id_vars="task", var_name="metric", value_name="value")
+    table = table.assign(**about)[[*ABOUT, "task", "metric", "value"]]
+    if "f" not in tasks:
+        table["split"] = table["split"] + "/" + table["task"].astype(str)
+    return table
+
+
+def summarise(per_task: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Mean, standard error and median over tasks, in the columns of scores.csv.
+
+    Beside every seed stands a row with seed ``all``: each task's mean over the seeds, so that
+    its standard error is over tasks.
+    """
+    table = pd.concat(list(per_task), ignore_index=True).astype({"seed": str})
+    keys = [name for name in ABOUT if name != "seed"]
+    over_seeds = table.groupby([*keys, "metric", "task"], sort=False, as_index=False)[
+        "value"
+    ].mean()
+    both = pd.concat([table, over_seeds.assign(seed="all")], ignore_index=True)
+    groups = both.groupby([*ABOUT, "metric"], sort=False)["value"]
+    summary = groups.agg(n_tasks="count", mean="mean", se="sem", median="median").reset_index()
+    return summary[list(COLUMNS)]

@@ -1,0 +1,100 @@
+"""What every configured object is made of: frozen sections and one-dimensional priors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """An immutable group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Constant(Section):
+    """A point mass; a bare number in a config file means this."""
+
+    name: Literal["constant"] = "constant"
+    value: float
+
+    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
+        return self.value if size is None else np.full(size, self.value)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.value, self.value
+
+
+class Uniform(Section):
+    """U(low, high)."""
+
+    name: Literal["uniform"] = "uniform"
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
+        return self
+
+    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
+        return rng.uniform(self.low, self.high, size)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
+
+
+class LogUniform(Uniform):
+    """exp U(log low, log high), for positive quantities known to an order of magnitude."""
+
+    name: Literal["loguniform"] = "loguniform"  # type: ignore[assignment]  # narrows the tag
+    low: Annotated[float, Field(gt=0)]
+
+    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
+        return np.exp(rng.uniform(np.log(self.low), np.log(self.high), size))
+
+
+class LogNormal(Section):
+    """exp N(log median, spread²)."""
+
+    name: Literal["lognormal"] = "lognormal"
+    median: Annotated[float, Field(gt=0)]
+    spread: Annotated[float, Field(ge=0)]
+
+    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
+        return self.median * np.exp(self.spread * rng.standard_normal(size))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The central 99.99 %."""
+        reach = np.exp(3.9 * self.spread)
+        return self.median / reach, self.median * reach
+
+
+def _bare_number(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Constant(value=value)
+    return value
+
+
+Distribution = Annotated[
+    Annotated[Constant | Uniform | LogUniform | LogNormal, Field(discriminator="name")],
+    BeforeValidator(_bare_number),
+]
+"""A prior over one number. In YAML: ``2.0`` or ``{name: uniform, low: 1, high: 3}``."""
+
+
+def positive(distribution: Distribution) -> Distribution:
+    """Refuse a prior that reaches zero or below.
+
+    Raises:
+        ValueError: if the lower bound is not positive.
+    """
+    if distribution.bounds[0] <= 0:
+        raise ValueError(f"must be positive, but its lower bound is {distribution.bounds[0]:g}")
+    return distribution

@@ -1,0 +1,208 @@
+"""Simulation of tasks under dask, in shards that survive an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+from distributed import Client, LocalCluster, as_completed
+from numpy.typing import NDArray
+
+from dklfm.artifacts import save_dataset, write_atomically
+from dklfm.config import Mesh, TasksConfig, canonical_json, validate
+from dklfm.config.experiment import AnySystem
+from dklfm.errors import ConfigError
+from dklfm.progress import progress
+from dklfm.systems import System, stack
+from dklfm.tasks import DIMENSIONS, SPLITS, Tasks
+
+SHARD = 64
+"""Tasks a shard: large enough to batch the solver, small enough to lose little."""
+_STREAMS = ("draw", "mesh", "noise")
+log = logging.getLogger(__name__)
+
+
+def simulate(
+    system: System, config: TasksConfig, split_codes: NDArray[np.int8], indices: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Simulate the named tasks as arrays of the schema of :mod:`dklfm.tasks.schema`.
+
+    Each task has its own random streams, seeded by (seed, split, index, stream): it does not
+    depend on the other tasks, on the number of workers, or, but for its noise, on the mesh.
+    """
+    generators = [
+        [
+            np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(s, i, k)))
+            for k in range(len(_STREAMS))
+        ]
+        for s, i in zip(split_codes.tolist(), indices.tolist(), strict=True)
+    ]
+    draws = stack([system.draw(streams[0]) for streams in generators])
+    x = np.stack([_mesh(system, config.mesh, streams[1]) for streams in generators])
+    query = _regular(system, config.query)
+    x_query = np.broadcast_to(query, (len(x), *query.shape))
+    solution = system.solve(draws, np.concatenate([x, x_query], axis=1))
+
+    points = x.shape[1]
+    h, f = solution.outputs[..., :points], solution.force[:, :points]
+    level = np.array([config.noise.sample(streams[2]) for streams in generators])
+    y_sd = np.broadcast_to(level[:, None, None] * h.std(-1, keepdims=True), h.shape)
+    white = np.stack([streams[2].standard_normal(h[0].shape) for streams in generators])
+    white_force = np.stack([streams[2].standard_normal(points) for streams in generators])
+    return {
+        "x": x,
+        "y": h + y_sd * white,
+        "y_sd": np.ascontiguousarray(y_sd),
+        "h": h,
+        "f_observed": f + config.force_noise * white_force,
+        "x_query": np.ascontiguousarray(x_query),
+        "f": solution.force[:, points:],
+        "h_query": solution.outputs[..., points:],
+        **{f"parameter_{name}": draws[name] for name in system.parameters},
+    }
+
+
+def _regular(system: System, points: int) -> NDArray[np.float64]:
+    axes = [np.linspace(axis.low, axis.high, points) for axis in system.axes]
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=-1)
+
+
+def _mesh(system: System, mesh: Mesh, rng: np.random.Generator) -> NDArray[np.float64]:
+    if mesh.spacing == "regular":
+        return _regular(system, mesh.points)
+    low = np.array([axis.low for axis in system.axes])
+    high = np.array([axis.high for axis in system.axes])
+    points = rng.uniform(low, high, (mesh.points ** len(low), len(low)))
+    return points[np.lexsort(points.T[::-1])]
+
+
+def assemble(
+    system: System, split_codes: NDArray[np.int8], arrays: Mapping[str, NDArray[np.float64]]
+) -> Tasks:
+    """Arrays of :func:`simulate` as a checked dataset with the system's names."""
+    variables = {}
+    for name, values in arrays.items():
+        dims = DIMENSIONS.get(name)
+        if dims is None:  # a parameter: one number a task, or one for each output
+            dims = ("task", "output")[: values.ndim]
+        variables[name] = (dims, values)
+    variables["split"] = (("task",), split_codes)
+    coords = {
+        "task": np.arange(len(split_codes)),
+        "output": list(system.outputs),
+        "axis": [axis.name for axis in system.axes],
+    }
+    data = xr.Dataset(variables, coords=coords)
+    data["split"].attrs = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(SPLITS)}
+    for axis in system.axes:
+        data.attrs[f"unit_{axis.name}"] = axis.unit
+    return Tasks(data).checked()
+
+
+@contextmanager
+def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+    """A client of an external scheduler, or of a local cluster of single-threaded processes."""
+    if scheduler:
+        with Client(scheduler) as client:
+            yield client
+        return
+    settings = {
+        "distributed.worker.daemon": False,
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+        ),
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=40
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _write_shard(spec: dict[str, Any], codes: Any, indices: Any, path: str) -> str:
+    system, config = parse_spec(spec, "the simulation settings")
+    arrays = simulate(system, config, codes, indices)
+
+    def write(sibling: Path) -> None:
+        with sibling.open("wb") as handle:  # a name would have .npz appended to it
+            np.savez(handle, **arrays)  # type: ignore[arg-type]  # the stub wants allow_pickle here
+
+    write_atomically(Path(path), write)
+    return path
+
+
+def parse_system(spec: Mapping[str, Any], source: str) -> System:
+    """A system from its settings; digests of its resources in them are passed over.
+
+    Raises:
+        ConfigError: if the settings are not those of a system.
+    """
+    options = {key: value for key, value in spec.items() if key != "resources"}
+    return validate(AnySystem, options, source)
+
+
+def parse_spec(spec: Mapping[str, Any], source: str) -> tuple[System, TasksConfig]:
+    """The system and task settings of a simulation.
+
+    Raises:
+        ConfigError: if the settings are not those of a simulation.
+    """
+    if set(spec) - {"system", "tasks"} or not isinstance(spec.get("system"), Mapping):
+        raise ConfigError(f"{source}: a simulation needs the sections system and tasks")
+    system = parse_system(spec["system"], f"{source}: system")
+    return system, validate(TasksConfig, spec.get("tasks", {}), f"{source}: tasks")
+
+
+def run(
+    spec: dict[str, Any], folder: Path, workers: int = 1, scheduler: str | None = None
+) -> Tasks:
+    """Simulate a store of tasks; shards already finished by an interrupted run are kept.
+
+    Args:
+        spec: ``{"system": ..., "tasks": ...}``, plain data.
+        folder: where ``data.zarr`` and its manifest go.
+        workers: processes of a local dask cluster; 1 simulates in this process.
+        scheduler: address of an external dask scheduler, which must see the same files.
+    """
+    system, config = parse_spec(spec, "simulate")
+    counts = [config.counts.train, config.counts.validation, config.counts.test]
+    codes = np.repeat(np.arange(3, dtype=np.int8), counts)
+    indices = np.concatenate([np.arange(n) for n in counts])
+
+    identity = hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:10]
+    partial = folder / "partial" / identity
+    partial.mkdir(parents=True, exist_ok=True)
+    shards = [slice(i, i + SHARD) for i in range(0, len(codes), SHARD)]
+    paths = [partial / f"shard-{i:05d}.npz" for i in range(len(shards))]
+    todo = [i for i, path in enumerate(paths) if not path.exists()]
+    arguments = [(spec, codes[shards[i]], indices[shards[i]], str(paths[i])) for i in todo]
+    log.info("simulating %d tasks in %d shards, %d to do", len(codes), len(shards), len(todo))
+    if workers == 1 and scheduler is None:
+        for one in progress(arguments, "simulate"):
+            _write_shard(*one)
+    elif todo:
+        with dask_client(workers, scheduler) as client:
+            futures = [client.submit(_write_shard, *one, pure=False) for one in arguments]
+            for future in progress(as_completed(futures), "simulate", total=len(futures)):
+                future.result()
+
+    parts = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as shard:
+            parts.append(dict(shard))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tasks = assemble(system, codes, arrays)
+    save_dataset(folder, tasks.data, {"stage": "tasks", "spec": spec, "tasks": len(tasks)})
+    shutil.rmtree(folder / "partial")
+    return tasks

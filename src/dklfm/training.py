@@ -1,0 +1,332 @@
+"""Training of the DKLFM on simulated tasks, resumable at any epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
+from dklfm.config import ModelConfig, TrainingConfig, canonical_json, resolved, validate
+from dklfm.errors import DklfmError, ModelError
+from dklfm.model import DKLFM, Batch, Scale
+from dklfm.progress import progress
+from dklfm.settings import Section
+from dklfm.tasks import Tasks
+
+log = logging.getLogger(__name__)
+NEGLIGIBLE_COUPLING = 0.02
+"""Below this prior correlation between force and outputs a model has learnt nothing."""
+_SCALE_RATE = 10.0
+"""Kernel and noise scales are few, well scaled and slow: they learn this much faster."""
+_CHECKPOINT_SECONDS = 20.0
+
+
+class TrainSpec(Section):
+    """Everything that determines a trained model, given its tasks."""
+
+    method: str = "dklfm"
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = 0
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config names; ``auto`` is CUDA where there is one.
+
+    Raises:
+        DklfmError: if CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise DklfmError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
+    return torch.device(name)
+
+
+class Trainer:
+    """The state of one training run: model, optimiser, schedule, generator, best weights."""
+
+    def __init__(self, tasks: Tasks, spec: TrainSpec, device: torch.device) -> None:
+        self.spec, self.device = spec, device
+        train, validation = tasks.split("train"), tasks.split("validation")
+        self.scale = Scale.of(train)
+        self.train = Batch.of(train, self.scale).to(device)
+        self.validation = Batch.of(validation, self.scale).to(device)
+        torch.manual_seed(spec.seed)
+        self.model = DKLFM(spec.model, axes=len(self.scale.low)).to(device)
+        self.generator = torch.Generator().manual_seed(spec.seed)
+        config = spec.training
+        self.optimiser, rates = _optimiser(self.model, config)
+        steps = config.epochs * math.ceil(len(self.train) / config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, max_lr=rates, total_steps=steps
+        )
+        self.epoch = 0
+        self.cpu_seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_density = -math.inf
+
+    def run_epoch(self) -> None:
+        """One pass over the training tasks, and a look at the validation tasks when due."""
+        started, config = time.process_time(), self.spec.training
+        self.model.train()
+        losses = []
+        order = torch.randperm(len(self.train), generator=self.generator)
+        for chosen in order.split(config.batch_size):
+            loss = self._loss(self._augmented(self.train.take(chosen.to(self.device))))
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            self.optimiser.step()
+            self.schedule.step()
+            losses.append(loss.item())
+        self.epoch += 1
+        row: dict[str, float] = {
+            "epoch": self.epoch,
+            "train_loss": sum(losses) / len(losses),
+            "learning_rate": self.schedule.get_last_lr()[0],
+        }
+        if self.epoch % config.validate_every == 0 or self.epoch == config.epochs:
+            row |= self._validate()
+        self.cpu_seconds += time.process_time() - started
+        self.history.append({**row, "cpu_seconds": self.cpu_seconds})
+
+    def _loss(self, batch: Batch) -> Tensor:
+        densities = self.model.log_densities(batch)
+        points = densities.output_points + densities.force_points
+        joint = (densities.outputs + densities.force_given_outputs) / points
+        conditional = densities.force_given_outputs / densities.force_points
+        return -(joint + self.spec.training.conditional_weight * conditional).mean()
+
+    def _augmented(self, batch: Batch) -> Batch:
+        """A random subset of points and outputs, which frees the model from mesh and order."""
+        config = self.spec.training
+        if config.least_points is not None:
+            batch = batch.points(self._subset(batch.x.shape[1], config.least_points).sort().values)
+        if config.least_outputs is not None:
+            batch = batch.outputs(self._subset(batch.y.shape[1], config.least_outputs))
+        return batch
+
+    def _subset(self, size: int, least: int) -> Tensor:
+        count = torch.randint(min(least, size), size + 1, (), generator=self.generator)
+        chosen = torch.randperm(size, generator=self.generator)[: int(count)]
+        return chosen.to(self.device)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        self.model.eval()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for i in range(0, len(self.validation), self.spec.training.batch_size):
+            batch = self.validation.take(slice(i, i + self.spec.training.batch_size))
+            sums += torch.stack([t.double().sum().cpu() for t in self.model.log_densities(batch)])
+        outputs, force, output_points, force_points = sums.tolist()
+        coupling = self.model.coupling(self.validation.take(slice(0, 16)))
+        if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
+            log.warning(
+                "epoch %d: force and outputs are uncorrelated under the learnt prior (%.1e); the "
+                "model infers nothing. Raise model.frequencies, lower training.learning_rate, or "
+                "train longer",
+                self.epoch,
+                coupling,
+            )
+        density = force / force_points
+        if math.isfinite(density) and density > self.best_density:
+            self.best_density = density
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return {
+            "validation_loss": -(outputs + force) / (output_points + force_points),
+            "validation_force_nll": -density,
+            "coupling": coupling,
+        }
+
+    # A checkpoint holds all of the above, so that a resumed run repeats an undisturbed one.
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain data that determine the rest of the run."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors["generator"] = self.generator.get_state()
+        optimiser = self.optimiser.state_dict()
+        for index, slots in optimiser["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items()}
+        plain = {
+            "epoch": self.epoch,
+            "cpu_seconds": self.cpu_seconds,
+            "history": self.history,
+            "best_density": self.best_density if self.best else None,
+            "groups": optimiser["param_groups"],
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if _is_plain(v)},
+        }
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, plain
+
+    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` gave."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        self.best = {k: v.to(self.device) for k, v in under("best.").items()}
+        self.generator.set_state(tensors["generator"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in under("optimiser.").items():
+            index, name = key.split(".")
+            slots.setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict({"state": slots, "param_groups": plain["groups"]})
+        self.schedule.load_state_dict(dict(plain["schedule"]))
+        self.epoch, self.cpu_seconds = plain["epoch"], plain["cpu_seconds"]
+        self.history = list(plain["history"])
+        best = plain["best_density"]
+        self.best_density = -math.inf if best is None else best
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | bool | list | None)
+
+
+def _optimiser(model: DKLFM, config: TrainingConfig) -> tuple[torch.optim.Optimizer, list[float]]:
+    scales = [model.log_noise, model.log_force_noise, *model.kernel.parameters()]
+    known = {id(p) for p in scales}
+    networks = [p for p in model.parameters() if id(p) not in known]
+    rates = [config.learning_rate, _SCALE_RATE * config.learning_rate]
+    groups = [
+        {"params": networks, "weight_decay": config.weight_decay},
+        {"params": scales, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate), rates
+
+
+def save_model(folder: Path, model: DKLFM, scale: Scale, spec: TrainSpec, **facts: Any) -> None:
+    """Write ``weights.safetensors`` and, last, the manifest that declares the model whole."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    path = folder / "weights.safetensors"
+    write_atomically(path, lambda p: save_file(tensors, p))
+    payload = {"stage": "model", "spec": resolved(spec), "scale": asdict(scale), **facts}
+    write_manifest(folder, payload, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM, Scale]:
+    """Read a trained model and verify it.
+
+    Raises:
+        DataError: if the folder or its manifest is missing.
+        ModelError: if the weights are damaged or of another architecture.
+    """
+    manifest = read_json(folder / MANIFEST)
+    path = folder / "weights.safetensors"
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["digest"]:
+            raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
+        tensors = load_file(path, device=str(device))
+        spec: TrainSpec = validate(TrainSpec, manifest["spec"], str(folder / MANIFEST))
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["scale"].items()}
+        scale = Scale(**fields)
+        model = DKLFM(spec.model, axes=len(scale.low))
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); train it again") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(
+            f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
+        ) from None
+    return model.to(device).eval(), scale
+
+
+def run(
+    spec: Mapping[str, Any],
+    tasks: Tasks,
+    folder: Path,
+    device: str = "cpu",
+    system: Mapping[str, Any] | None = None,
+) -> None:
+    """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
+
+    Args:
+        spec: plain data of :class:`TrainSpec`.
+        tasks: simulated tasks with train and validation splits.
+        folder: where weights, history and manifest go.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        system: the settings of the tasks' system, kept beside the weights.
+
+    Raises:
+        DklfmError: if the settings, the tasks or the device cannot be used.
+    """
+    checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
+    trainer = Trainer(tasks, checked, choose_device(device))
+    identity = hashlib.sha256(canonical_json(resolved(checked)).encode()).hexdigest()
+    checkpoint = folder / "partial"
+    _resume(trainer, checkpoint, identity)
+    last = time.monotonic()
+    left = range(trainer.epoch, checked.training.epochs)
+    for _ in progress(left, "train"):
+        trainer.run_epoch()
+        row = trainer.history[-1]
+        if "validation_loss" in row:
+            log.info(
+                "epoch %(epoch)d: train loss %(train_loss).4f, validation loss "
+                "%(validation_loss).4f, force NLL %(validation_force_nll).4f",
+                row,
+            )
+        if time.monotonic() - last > _CHECKPOINT_SECONDS:
+            _save_checkpoint(trainer, checkpoint, identity)
+            last = time.monotonic()
+    if not trainer.best:
+        raise DklfmError("training diverged: no validation loss was finite; lower learning_rate")
+    trainer.model.load_state_dict(trainer.best)
+    history = pd.DataFrame(trainer.history)
+    write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
+    save_model(
+        folder,
+        trainer.model,
+        trainer.scale,
+        checked,
+        system=dict(system or {}),
+        training_cpu_s=trainer.cpu_seconds,
+        training_tasks=len(trainer.train),
+        validation_force_nll=-trainer.best_density,
+    )
+    (checkpoint / "state.safetensors").unlink(missing_ok=True)
+    if checkpoint.is_dir():
+        checkpoint.rmdir()
+
+
+def _save_checkpoint(trainer: Trainer, folder: Path, identity: str) -> None:
+    tensors, plain = trainer.state()
+    metadata = {"identity": identity, "plain": json.dumps(plain)}
+    write_atomically(folder / "state.safetensors", lambda p: save_file(tensors, p, metadata))
+
+
+def _resume(trainer: Trainer, folder: Path, identity: str) -> None:
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no mapping
+    except (OSError, SafetensorError) as error:
+        log.warning("the checkpoint %s cannot be read (%s); training starts afresh", path, error)
+        return
+    if metadata.get("identity") != identity:
+        log.warning("the checkpoint %s is of other settings; training starts afresh", path)
+        return
+    trainer.restore(tensors, json.loads(metadata["plain"]))
+    log.info("resumed at epoch %d from %s", trainer.epoch, path)

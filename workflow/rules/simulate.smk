@@ -1,0 +1,38 @@
+rule simulate:
+    output:
+        store=directory(f"{RESULTS}/tasks/{{name}}/data.zarr"),
+        manifest=f"{RESULTS}/tasks/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/simulate/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/simulate/{{name}}.tsv"
+    wildcard_constraints:
+        name=names(simulated=True),
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=settings("tasks"),
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "python -m dklfm simulate {params.settings:q} {params.folder:q} --workers {threads} 2> {log:q}"
+
+
+rule measurements:
+    output:
+        store=directory(f"{RESULTS}/tasks/{{name}}/data.zarr"),
+        manifest=f"{RESULTS}/tasks/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/measurements/{{name}}.log",
+    wildcard_constraints:
+        name=names(simulated=False),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        dataset=lambda wildcards: STAGES["tasks"][wildcards.name].spec["dataset"],
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "python -m dklfm measurements {params.dataset:q} {params.folder:q} 2> {log:q}"

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 _RECORDED_PACKAGES = ("dklfm", "numpy", "scipy", "torch", "gpytorch", "xarray", "zarr")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary sibling, then move it to ``path`` in one step.
 
     An existing file or folder at ``path`` is replaced; a failing ``write`` leaves it untouched.
@@ -99,7 +99,7 @@ def save_dataset(folder: Path, dataset: xr.Dataset, description: Mapping[str, An
             dataset = dataset.assign_coords({name: variable.astype(object)})
     write_atomically(
         folder / "data.zarr",
-        lambda path: dataset.to_zarr(path, mode="w", consolidated=False, zarr_format=3) and None,
+        lambda path: dataset.to_zarr(path, mode="w", consolidated=False, zarr_format=3),
     )
     payload = {**description, "sizes": {str(k): v for k, v in dataset.sizes.items()}}
     write_manifest(folder, payload, dataset_digest(dataset))

@@ -104,7 +104,7 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 
     settings = _read_spec(spec)
     loaded = load_tasks(tasks)
-    system = read_json(tasks / MANIFEST)["spec"]["system"]
+    system = read_json(tasks / MANIFEST).get("spec", {}).get("system")
     training.run(settings, loaded, out, device, system=system)
 
 
@@ -130,21 +130,22 @@ def score(
     out: Annotated[Path, typer.Argument(help="CSV of one row a task and metric.")],
 ) -> None:
     """Score a posterior against the truth, task by task."""
-    from dklfm.artifacts import MANIFEST, load_dataset, read_json, write_atomically
+    from dklfm.artifacts import load_dataset, write_atomically
     from dklfm.methods import Posterior
     from dklfm.scores import score as score_tasks
     from dklfm.simulate import parse_system
     from dklfm.tasks import load_tasks
+    from dklfm.training import ModelCard
 
-    manifest = read_json(model / MANIFEST)
+    card = ModelCard.read(model)
     test = load_tasks(tasks).split("test")
     inferred = Posterior(load_dataset(posterior)).at(test)
     table = score_tasks(
         inferred,
         test,
-        parse_system(manifest["system"], str(model / MANIFEST)),
+        parse_system(card.system, str(model)),
         _read_spec(about),
-        manifest["training_cpu_s"],
+        card.training_cpu_s,
     )
     write_atomically(out, lambda path: table.to_csv(path, index=False))
 
@@ -179,15 +180,15 @@ def figure(
     import pandas as pd
 
     from dklfm import figures
-    from dklfm.artifacts import MANIFEST, load_dataset, read_json
+    from dklfm.artifacts import load_dataset
     from dklfm.methods import Posterior
     from dklfm.simulate import parse_system
     from dklfm.tasks import load_tasks
+    from dklfm.training import ModelCard
 
     if kind == "learning":
         histories = {
-            read_json(path / MANIFEST)["spec"]["seed"]: pd.read_csv(path / "history.csv")
-            for path in inputs
+            ModelCard.read(path).spec.seed: pd.read_csv(path / "history.csv") for path in inputs
         }
         figures.save(figures.draw_learning(histories), stem)
         return
@@ -197,7 +198,7 @@ def figure(
             f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm figure --help"
         )
     model, tasks, posterior = inputs
-    system = parse_system(read_json(model / MANIFEST)["system"], str(model / MANIFEST))
+    system = parse_system(ModelCard.read(model).system, str(model))
     shown = load_tasks(tasks).to_show()
     inferred = Posterior(load_dataset(posterior)).at(shown)
     figures.save(drawers[kind](shown, inferred, system), stem)
@@ -207,10 +208,17 @@ def figure(
 @stage
 def config(
     path: Annotated[Path, typer.Argument(help="A config file.")],
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Write the JSON schema of config files there instead.")
+    ] = False,
 ) -> None:
     """Check a config file and list what it makes."""
-    from dklfm.config import Plan, load_config
+    from dklfm.artifacts import write_json
+    from dklfm.config import Plan, json_schema, load_config
 
+    if schema:
+        write_json(path, json_schema())
+        return
     plan = Plan.of(load_config(path))
     for name, paths in plan.index().items():
         typer.echo(f"{name}: " + "  ".join(paths.values()))

@@ -45,7 +45,7 @@ class Metric:
 
 def gaussian_nll(mean: Array, sd: Array, truth: Array) -> Array:
     """−log N(truth | mean, sd²) in nats, elementwise."""
-    return -norm.logpdf(truth, mean, sd)
+    return -np.asarray(norm.logpdf(truth, mean, sd))
 
 
 def gaussian_crps(mean: Array, sd: Array, truth: Array) -> Array:

@@ -88,7 +88,7 @@ def assemble(
     system: System, split_codes: NDArray[np.int8], arrays: Mapping[str, NDArray[np.float64]]
 ) -> Tasks:
     """Arrays of :func:`simulate` as a checked dataset with the system's names."""
-    variables = {}
+    variables: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     for name, values in arrays.items():
         dims = DIMENSIONS.get(name)
         if dims is None:  # a parameter: one number a task, or one for each output

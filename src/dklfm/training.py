@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,6 +42,32 @@ class TrainSpec(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
+
+
+class ModelCard(Section):
+    """What the manifest of a trained model says of it.
+
+    ``system`` holds the settings of the system that its tasks were simulated from.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    spec: TrainSpec
+    scale: Scale
+    system: dict[str, Any] = Field(default_factory=dict)
+    digest: str
+    training_cpu_s: float
+    training_tasks: int
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard:
+        """The card of a trained model.
+
+        Raises:
+            DataError: if the folder or its manifest is missing.
+            ConfigError: if the manifest is not that of a trained model.
+        """
+        return validate(cls, read_json(folder / MANIFEST), str(folder / MANIFEST))
 
 
 def choose_device(name: str) -> torch.device:
@@ -99,7 +126,7 @@ class Trainer:
         row: dict[str, float] = {
             "epoch": self.epoch,
             "train_loss": sum(losses) / len(losses),
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
         }
         if self.epoch % config.validate_every == 0 or self.epoch == config.epochs:
             row |= self._validate()
@@ -224,28 +251,24 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM,
     """Read a trained model and verify it.
 
     Raises:
-        DataError: if the folder or its manifest is missing.
-        ModelError: if the weights are damaged or of another architecture.
+        DklfmError: if the model is missing, damaged or of another architecture than it states.
     """
-    manifest = read_json(folder / MANIFEST)
+    card = ModelCard.read(folder)
     path = folder / "weights.safetensors"
     try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["digest"]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
             raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
         tensors = load_file(path, device=str(device))
-        spec: TrainSpec = validate(TrainSpec, manifest["spec"], str(folder / MANIFEST))
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["scale"].items()}
-        scale = Scale(**fields)
-        model = DKLFM(spec.model, axes=len(scale.low))
+        model = DKLFM(card.spec.model, axes=len(card.scale.low))
         model.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read ({error}); train it again") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelError(
             f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
         ) from None
-    return model.to(device).eval(), scale
+    return model.to(device).eval(), card.scale
 
 
 def run(

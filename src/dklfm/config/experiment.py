@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
 from dklfm.config.sections import ModelConfig, PositiveFloat, TasksConfig, TrainingConfig
 from dklfm.settings import Section
-from dklfm.systems import SYSTEMS
+from dklfm.systems import SYSTEMS, System
 
-AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # type: ignore[valid-type] # noqa: UP007 - the union is built from the registry
-DATASETS = ("p53-mmgmos", "p53-puma2007")
+if TYPE_CHECKING:
+    AnySystem = System
+else:
+    AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # noqa: UP007 - the members are a run-time tuple
+Dataset = Literal["p53-mmgmos", "p53-puma2007"]
 """Embedded tables of measurements that a trained model can be applied to."""
 
 
@@ -38,7 +41,7 @@ class Experiment(Section):
     training: TrainingConfig = TrainingConfig()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     test_meshes: tuple[PositiveFloat, ...] = ()
-    datasets: tuple[Literal["p53-mmgmos", "p53-puma2007"], ...] = ()
+    datasets: tuple[Dataset, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -79,9 +79,8 @@ def _real_path(location: tuple[int | str, ...], value: Any) -> list[str]:
     path: list[str] = []
     for i, part in enumerate(location):
         last = i == len(location) - 1
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+        in_list = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
         elif not last or not isinstance(value, Mapping):
             continue

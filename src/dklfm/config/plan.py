@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dklfm.config.experiment import Config, Experiment, resolved
@@ -55,7 +54,7 @@ class Stage:
         return canonical_json(self.spec)
 
     def ancestors(self) -> Iterator[Stage]:
-        """This stage and all it is made from, parents first."""
+        """The stage and all it is made from, parents first."""
         for parent in self.parents:
             yield from parent.ancestors()
         yield self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -29,6 +30,9 @@ def draw_learning(histories: Mapping[int, pd.DataFrame]) -> Figure:
                     axis.plot(
                         looked["epoch"], looked["validation_loss"], color=color, lw=1.0, ls=":"
                     )
+            if column == "train_loss":
+                tail = np.concatenate([h[column].iloc[len(h) // 20 :] for h in histories.values()])
+                axis.set_ylim(tail.min() - 0.2, tail.max() + 0.2)  # the first epochs are far off
             axis.set_xlabel("epoch")
             axis.set_ylabel(title)
         axes[0].set_title("solid: training, dotted: validation")

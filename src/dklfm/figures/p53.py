@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from dklfm.figures.style import FORCE, OUTPUTS, REFERENCES, RC, band
+from dklfm.figures.style import FORCE, OUTPUTS, RC, REFERENCES, band
 from dklfm.methods import Posterior
 from dklfm.scores import expected_activity, reference_correlations
 from dklfm.systems import System
@@ -46,10 +46,9 @@ def draw_p53(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                 inferred = np.interp(times, grid, activity[i])
                 scale = (inferred @ reference) / (reference @ reference)
                 top.plot(times, scale * reference, marker, color=color, ms=4, label=name)
-                lines.append(
-                    f"{key.replace('_', ' ')} r = {correlations[f'correlation_{key}'][i]:.2f}"
-                )
-            top.set_title(f"replicate {replicate}\n" + ", ".join(lines))
+                short = {"western_blot": "the blot", "barenco": "Barenco's"}[key]
+                lines.append(f"r = {correlations[f'correlation_{key}'][i]:.2f} with {short}")
+            top.set_title("\n".join([f"replicate {replicate}", *lines]))
             for j, gene in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
                 mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
@@ -58,6 +57,7 @@ def draw_p53(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                     times, tasks["y"][i, j], 1.96 * tasks["y_sd"][i, j],
                     fmt=".", color=color, ms=4, lw=0.7, label=gene,
                 )  # fmt: skip
+            bottom.set_ylim(-0.6, 1.3 * np.nanmax(tasks["y"]))  # bars may be far longer
             bottom.set_xlabel("time after irradiation (h)")
         axes[0, 0].set_ylabel(f"p53 activity G(f)\nG = {system.model_dump()['response']}")
         axes[1, 0].set_ylabel("mRNA (standard deviations\nof replicate 1)")

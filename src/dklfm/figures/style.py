@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,12 +22,12 @@ FORCE = "#0b6fa4"
 OUTPUTS = ("#c8553d", "#588b8b", "#d9a441", "#7b5ea7", "#4f772d")
 REFERENCES = ("#c8553d", "#4f772d")
 
-RC = {
+RC: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=OUTPUTS),
+    "axes.prop_cycle": cycler(color=OUTPUTS),
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
@@ -48,9 +51,5 @@ def save(figure: Figure, stem: Path) -> None:
     """Write ``stem.pdf`` and ``stem.png``."""
     for suffix in ("pdf", "png"):
         metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-        write_atomically(
-            stem.with_suffix(f".{suffix}"),
-            lambda path, form=suffix, facts=metadata: figure.savefig(
-                path, format=form, metadata=facts
-            ),
-        )
+        write = partial(figure.savefig, format=suffix, metadata=metadata)
+        write_atomically(stem.with_suffix(f".{suffix}"), write)

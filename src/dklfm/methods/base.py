@@ -59,7 +59,7 @@ class Posterior:
             cpu_seconds: spent on all tasks together.
         """
         points = tasks["x"].shape[1]
-        data = {
+        data: dict[str, tuple[tuple[str, ...], NDArray[np.float64]]] = {
             "force_mean": (("task", "query"), force[0]),
             "force_sd": (("task", "query"), force[1]),
         }

@@ -131,5 +131,5 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         f = None if self.f is None else self.f.to(device)
-        moved = (t.to(device) for t in (self.x, self.y, self.y_sd, self.mask))
-        return type(self)(*moved, f)
+        x, y, y_sd = self.x.to(device), self.y.to(device), self.y_sd.to(device)
+        return type(self)(x, y, y_sd, self.mask.to(device), f)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ class FourierFeatures(nn.Module):
     A network of raw inputs is too smooth in x for the deep kernel to separate points: without
     these features training settles where force and outputs are independent.
     """
+
+    angular: Tensor
 
     def __init__(self, axes: int, frequencies: int, lowest: float, highest: float) -> None:
         super().__init__()
@@ -87,15 +90,15 @@ class SpectralConvolution(nn.Module):
         out = torch.zeros_like(spectrum)
         weight = torch.view_as_complex(self.weight)
         for corner in range(len(weight)):
-            block, used = [], []
+            block: list[slice] = []
+            used: list[slice] = []
             for axis, n in enumerate(kept):
                 negative = corner >> axis & 1 and axis < self.axes - 1
                 block.append(slice(-n, None) if negative else slice(0, n))
                 used.append(slice(0, n))
-            index = (slice(None), slice(None), *block)
-            out[index] = torch.einsum(
-                "si...,io...->so...", spectrum[index], weight[corner][(..., *used)]
-            )
+            index: tuple[Any, ...] = (..., *block)
+            kept_weight = weight[corner][(slice(None), slice(None), *used)]
+            out[index] = torch.einsum("si...,io...->so...", spectrum[index], kept_weight)
         return torch.fft.irfftn(out, s=values.shape[2:], dim=dims, norm="forward")
 
 
@@ -147,7 +150,7 @@ def regular_shape(x: Tensor, mask: Tensor) -> tuple[int, ...]:
     if math.prod(shape) != x.shape[-2]:
         raise refuse
     axes = [
-        torch.linspace(*first[[0, -1], d].tolist(), n, dtype=torch.float64)
+        torch.linspace(float(first[0, d]), float(first[-1, d]), n, dtype=torch.float64)
         for d, n in enumerate(shape)
     ]
     mesh = torch.cartesian_prod(*axes).reshape(first.shape)

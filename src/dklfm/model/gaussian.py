@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
+from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
+
+from dklfm.errors import NumericalError
+
+_JITTER_STEPS = 5
+"""Tenfold steps of the jitter ladder, from 1e-8 in float64."""
 
 
 class LogDensities(NamedTuple):
@@ -42,6 +48,21 @@ class Conditional(NamedTuple):
         return prior - self.whitened.mT @ self.whitened
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower factor; a matrix that rounding made indefinite gets jitter, with a warning.
+
+    Raises:
+        NumericalError: if jitter of 1e-4 does not mend it.
+    """
+    try:
+        return psd_safe_cholesky(matrix, max_tries=_JITTER_STEPS)
+    except (NotPSDError, NanError) as error:
+        raise NumericalError(
+            f"a covariance has no Cholesky factor ({error}); if this is in training, lower "
+            "training.learning_rate"
+        ) from None
+
+
 def isolate_padding(covariance: Tensor, mask: Tensor) -> Tensor:
     """Give padded points unit variance and no covariance, so that they change nothing.
 
@@ -65,9 +86,9 @@ def joint_log_densities(
         outputs: how many of the n points are outputs; they come first.
 
     Raises:
-        linear_operator.utils.errors.NotPSDError: if no jitter of the ladder mends the matrix.
+        NumericalError: if the matrix has no Cholesky factor.
     """
-    factor = psd_safe_cholesky(isolate_padding(covariance, mask))
+    factor = cholesky(isolate_padding(covariance, mask))
     white = torch.linalg.solve_triangular(
         factor, torch.where(mask, residual, 0.0)[..., None], upper=False
     )[..., 0]
@@ -91,9 +112,9 @@ def condition(observed: Tensor, cross: Tensor, residual: Tensor, mask: Tensor) -
         mask: ``task x n``, True where an observation is real.
 
     Raises:
-        linear_operator.utils.errors.NotPSDError: if no jitter of the ladder mends the matrix.
+        NumericalError: if the matrix has no Cholesky factor.
     """
-    factor = psd_safe_cholesky(isolate_padding(observed, mask))
+    factor = cholesky(isolate_padding(observed, mask))
     right = torch.cat([cross.mT, residual[..., None]], dim=-1)
     white = torch.linalg.solve_triangular(
         factor, torch.where(mask[..., None], right, 0.0), upper=False

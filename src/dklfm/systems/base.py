@@ -44,9 +44,9 @@ class Solution:
 class System(Section, ABC):
     """A mechanistic model with one unobserved force.
 
-    A system is a frozen set of options (its fields, ``name`` among them), the names of its quantities, a prior
-    (:meth:`draw`) and a solver (:meth:`solve`). A draw does not depend on any mesh, so the
-    same task can be observed at any resolution.
+    A system is a frozen set of options (its fields, ``name`` among them), the names of its
+    quantities, a prior (:meth:`draw`) and a solver (:meth:`solve`). A draw does not depend on
+    any mesh, so the same task can be observed at any resolution.
     """
 
     name: str

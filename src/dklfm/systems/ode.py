@@ -55,7 +55,8 @@ def rk4(rhs: RightHandSide, initial: Array, start: float, stop: float, steps: in
     Args:
         rhs: the right-hand side.
         initial: ``task x state`` values at ``start``.
-        start, stop: first and last time; ``stop`` may lie before ``start``.
+        start: time of ``initial``.
+        stop: last time; it may lie before ``start``.
         steps: number of equal steps.
 
     Returns:

@@ -158,7 +158,7 @@ class Transcription(System):
 
         # Runge–Kutta visits the grid points and their midpoints: the force is needed there only.
         half_step = self.duration / (2 * self.steps)
-        grid = half_step * np.arange(2 * self.steps + 1)
+        grid = np.linspace(0.0, self.duration, 2 * self.steps + 1)
         drive = self.activity(gaussian.evaluate(weights, nodes, lengthscale, grid))
 
         def rhs(t: float, y: Array) -> Array:

@@ -104,7 +104,7 @@ class Tasks:
         self._check_inputs()
         if np.isinf(self["y"]).any():
             raise DataError(f"{self._first(np.isinf(self['y']))}: an output is infinite")
-        empty = ~np.isfinite(self["y"]).any((1, 2))
+        empty = ~np.isfinite(self["y"]).any(axis=(1, 2))
         if empty.any():
             raise DataError(f"{self._first(empty)}: no output was observed")
         if "y_sd" in self:
@@ -118,12 +118,12 @@ class Tasks:
 
     def _check_inputs(self) -> None:
         x = self["x"]
-        lost = ~np.isfinite(x).all(-1)
+        lost = np.asarray(~np.isfinite(x).all(axis=-1))
         if (lost & np.isfinite(self["y"]).any(1)).any():
             where = lost & np.isfinite(self["y"]).any(1)
             raise DataError(f"{self._first(where)}: an observation has no input value")
         if x.shape[-1] == 1:
-            steps = np.diff(x[..., 0], axis=1)
+            steps: NDArray[np.float64] = np.diff(x[..., 0], axis=1)
             if (steps == 0).any():
                 raise DataError(f"{self._first(steps == 0)}: times are duplicated; merge them")
             if (steps < 0).any():
@@ -135,7 +135,7 @@ class Tasks:
                 name = self.data["task"].values[i]
                 raise DataError(f"task {name}: inputs are duplicated; merge them")
 
-    def _first(self, bad: NDArray[np.bool_]) -> str:
+    def _first(self, bad: NDArray[np.bool_] | np.bool_) -> str:
         i = int(np.argwhere(bad)[0][0])
         return f"task {self.data['task'].values[i]}"
 

@@ -1,0 +1,39 @@
+# Every target makes the environment it needs. Start with `make quick`.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+BIN := .venv/bin
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+.PHONY: env quick paper test lint report clean
+
+env: .venv/ready
+
+# torch comes first and alone: on Linux its default build brings CUDA, a CPU build already here is kept.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+quick: env
+	$(SNAKEMAKE) --configfile config/quick.yaml
+
+paper: env
+	$(SNAKEMAKE) --configfile config/config.yaml
+
+report: env
+	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint --configfile config/quick.yaml
+
+clean:
+	rm -rf .venv results .snakemake

@@ -190,16 +190,46 @@ def score(
 
     Tasks of measurements are few and each a thing of its own: their split names the task.
     """
-    values = {m.name: m.compute(posterior, tasks) for m in METRICS if m.needs in tasks}
-    values |= reference_correlations(posterior, tasks, system)
-    values["inference_cpu_s"] = np.full(len(tasks), posterior.data.attrs["inference_cpu_s"])
-    values["training_cpu_s"] = np.full(len(tasks), training_cpu_s)
+    costs = {
+        "inference_cpu_s": np.full(len(tasks), posterior.data.attrs["inference_cpu_s"]),
+        "training_cpu_s": np.full(len(tasks), training_cpu_s),
+    }
+    if "f" not in tasks:
+        values = reference_correlations(posterior, tasks, system) | costs
+        table = _long(values, tasks, about)
+        return table.assign(split=table["split"] + "/" + table["task"].astype(str))
+    tables = []
+    for region, chosen in regions(tasks).items():
+        part = Tasks(tasks.data.isel(query=chosen))
+        inferred = Posterior(posterior.data.isel(query=chosen))
+        inside = region == "test"
+        values = {
+            m.name: m.compute(inferred, part)
+            for m in METRICS
+            if m.needs in part and (inside or m.needs != "h")
+        }
+        values |= costs if inside else {}
+        split = about["split"] if inside else about["split"].replace("test", region)
+        tables.append(_long(values, tasks, {**about, "split": split}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _long(values: Mapping[str, Array], tasks: Tasks, about: Mapping[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame(values).assign(task=tasks.data["task"].values)
     table = table.melt(id_vars="task", var_name="metric", value_name="value")
-    table = table.assign(**about)[[*ABOUT, "task", "metric", "value"]]
-    if "f" not in tasks:
-        table["split"] = table["split"] + "/" + table["task"].astype(str)
-    return table
+    return table.assign(**about)[[*ABOUT, "task", "metric", "value"]]
+
+
+def regions(tasks: Tasks) -> dict[str, NDArray[np.int64]]:
+    """Positions of the query points inside the domain, and of those beyond it if there are any.
+
+    Keys: ``test`` inside, ``forward`` above the domain, ``backward`` below it.
+    """
+    low, high = tasks.domain
+    x = tasks["x_query"][0]  # the same grid for every simulated task
+    below, above = (x < low).any(-1), (x > high).any(-1)
+    named = {"test": ~(below | above), "forward": above & ~below, "backward": below & ~above}
+    return {name: np.flatnonzero(where) for name, where in named.items() if where.any()}
 
 
 def summarise(per_task: Iterable[pd.DataFrame]) -> pd.DataFrame:

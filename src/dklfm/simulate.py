@@ -47,7 +47,7 @@ def simulate(
     ]
     draws = stack([system.draw(streams[0]) for streams in generators])
     x = np.stack([_mesh(system, config.mesh, streams[1]) for streams in generators])
-    query = _regular(system, config.query)
+    query = _regular(system, config.query, config.extrapolate)
     x_query = np.broadcast_to(query, (len(x), *query.shape))
     solution = system.solve(draws, np.concatenate([x, x_query], axis=1))
 
@@ -70,8 +70,12 @@ def simulate(
     }
 
 
-def _regular(system: System, points: int) -> NDArray[np.float64]:
-    axes = [np.linspace(axis.low, axis.high, points) for axis in system.axes]
+def _regular(system: System, points: int, beyond: float = 0.0) -> NDArray[np.float64]:
+    reach = [beyond * (axis.high - axis.low) for axis in system.axes]
+    axes = [
+        np.linspace(axis.low - more, axis.high + more, points)
+        for axis, more in zip(system.axes, reach, strict=True)
+    ]
     return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=-1)
 
 
@@ -102,8 +106,11 @@ def assemble(
     }
     data = xr.Dataset(variables, coords=coords)
     data["split"].attrs = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(SPLITS)}
-    for axis in system.axes:
-        data.attrs[f"unit_{axis.name}"] = axis.unit
+    data["axis"].attrs = {
+        "unit": [axis.unit for axis in system.axes],
+        "low": [axis.low for axis in system.axes],
+        "high": [axis.high for axis in system.axes],
+    }
     return Tasks(data).checked()
 
 

@@ -166,8 +166,8 @@ class Trainer:
         if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
             log.warning(
                 "epoch %d: force and outputs are uncorrelated under the learnt prior (%.1e); the "
-                "model infers nothing. Raise model.frequencies, lower training.learning_rate, or "
-                "train longer",
+                "model infers nothing. Raise model.features.frequencies, lower "
+                "training.learning_rate, or train longer",
                 self.epoch,
                 coupling,
             )
@@ -227,9 +227,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _optimiser(model: DKLFM, config: TrainingConfig) -> tuple[torch.optim.Optimizer, list[float]]:
-    scales = [model.log_noise, model.log_force_noise, *model.kernel.parameters()]
-    known = {id(p) for p in scales}
-    networks = [p for p in model.parameters() if id(p) not in known]
+    scales: list[nn.Parameter] = []
+    networks: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_scale = name.startswith(("kernel.", "log_"))
+        (scales if is_scale else networks).append(parameter)
     rates = [config.learning_rate, _SCALE_RATE * config.learning_rate]
     groups = [
         {"params": networks, "weight_decay": config.weight_decay},

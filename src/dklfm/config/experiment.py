@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     AnySystem = System
 else:
     AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # noqa: UP007 - the members are a run-time tuple
-Dataset = Literal["p53-mmgmos", "p53-puma2007"]
+Dataset = Literal["p53-mmgmos", "p53-puma2007", "hare-lynx"]
 """Embedded tables of measurements that a trained model can be applied to."""
 
 
@@ -54,6 +54,10 @@ class Experiment(Section):
         if encoder == "fourier" and self.training.least_points is not None:
             raise ValueError(
                 "the fourier encoder needs whole meshes: set training.least_points: null"
+            )
+        if self.tasks.extrapolate and not self.system.extrapolates:
+            raise ValueError(
+                f"{self.system.name} is defined on its domain only: set tasks.extrapolate: 0"
             )
         if not (counts.train and counts.validation and counts.test):
             raise ValueError("tasks.counts needs at least one train, validation and test task")

@@ -41,13 +41,15 @@ class TasksConfig(Section):
 
     ``noise`` is the standard deviation of the noise on an output as a share of that output's
     own standard deviation over the task; ``force_noise`` is absolute. ``query`` is the number
-    of nodes an axis of the even grid on which noise-free truth is stored.
+    of nodes an axis of the even grid on which noise-free truth is stored; the grid reaches
+    ``extrapolate`` times the domain's length beyond it on either side.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
     counts: Counts = Counts()
     mesh: Mesh = Mesh()
     query: Annotated[int, Field(ge=2, le=2000)] = 61
+    extrapolate: Annotated[float, Field(ge=0, le=5)] = 0.0
     noise: Annotated[Distribution, AfterValidator(positive)] = Constant(value=0.02)
     force_noise: Annotated[float, Field(ge=0)] = 0.02
 
@@ -93,6 +95,33 @@ class KernelConfig(Section):
     concatenate_inputs: bool = False
 
 
+class FourierFeaturesConfig(Section):
+    """Sines and cosines of x at log-spaced frequencies, in cycles over the domain."""
+
+    name: Literal["fourier"] = "fourier"
+    frequencies: PositiveInt = 5
+    lowest: PositiveFloat = 0.25
+    highest: PositiveFloat = 2.0
+
+
+class PeriodFeaturesConfig(Section):
+    """Harmonics of a period that the encoder infers for each task, as a share of the domain.
+
+    Nothing else of x is fed to the networks, so that they go on periodically beyond the domain.
+    """
+
+    name: Literal["period"] = "period"
+    harmonics: PositiveInt = 3
+    shortest: PositiveFloat = 0.2
+    longest: PositiveFloat = 0.7
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.shortest < self.longest:
+            raise ValueError("shortest must be below longest")
+        return self
+
+
 class ModelConfig(Section):
     """The deep kernel latent force model.
 
@@ -106,7 +135,9 @@ class ModelConfig(Section):
         TransformerConfig()
     )
     kernel: KernelConfig = KernelConfig()
-    frequencies: PositiveInt = 5
+    features: Annotated[
+        FourierFeaturesConfig | PeriodFeaturesConfig, Field(discriminator="name")
+    ] = FourierFeaturesConfig()
     output_mean: Literal["zero", "network"] = "network"
     noise: Literal["homoscedastic", "relative", "given"] = "relative"
 
@@ -120,10 +151,10 @@ class TrainingConfig(Section):
     ``validate_every`` epochs.
     """
 
-    epochs: PositiveInt = 200
+    epochs: PositiveInt = 300
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.3
     clip_norm: PositiveFloat = 1.0
     least_points: PositiveInt | None = 10
     least_outputs: PositiveInt | None = 2

@@ -1,4 +1,4 @@
-"""Fig. 3: training and test tasks, force and outputs, truth and inference."""
+"""Figs. 3 and 4b: training and test tasks, force and outputs, truth and inference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dklfm.tasks import SPLITS, Tasks
 
 
 def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
-    """Two training tasks and two test tasks with a time axis, one a column.
+    """Figs. 3 and 4b: two training tasks and two test tasks with a time axis, one a column.
 
     The test tasks are the first two, not chosen by their errors.
     """
@@ -24,8 +24,12 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
         figure, axes = plt.subplots(
             2, len(columns), figsize=(2.6 * len(columns), 4.4), sharex=True, sharey="row"
         )
+        low, high = (float(bound[0]) for bound in tasks.domain)
         for column, i in enumerate(columns):
             top, bottom = axes[:, column]
+            if tasks["x_query"].max() > high:  # an extrapolation: shade what was trained on
+                for panel in (top, bottom):
+                    panel.axvspan(low, high, color="0.92", lw=0)
             t = tasks["x_query"][i, :, 0]
             band(top, t, posterior["force_mean"][i], posterior["force_sd"][i], FORCE, "inferred")
             top.plot(t, tasks["f"][i], color=TRUTH, lw=1.2, ls="--", label="truth")

@@ -39,12 +39,11 @@ class Scale:
             raise DataError(
                 "these tasks have no observed force, so nothing can be learnt from them"
             )
-        x, y, f = tasks["x"], tasks["y"], tasks["f_observed"]
+        y, f = tasks["y"], tasks["f_observed"]
         sd = float(np.nanstd(y))
         if not sd > 0:
             raise DataError("the training outputs are all equal; nothing can be learnt from them")
-        low = np.minimum(np.nanmin(x, (0, 1)), np.nanmin(tasks["x_query"], (0, 1)))
-        high = np.maximum(np.nanmax(x, (0, 1)), np.nanmax(tasks["x_query"], (0, 1)))
+        low, high = tasks.domain
         return cls(
             tuple(low.tolist()),
             tuple(high.tolist()),

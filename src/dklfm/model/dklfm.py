@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dklfm.config import FourierConfig, KernelConfig, ModelConfig
+from dklfm.config import FourierConfig, KernelConfig, ModelConfig, PeriodFeaturesConfig
 from dklfm.model.batch import Batch
-from dklfm.model.encoders import FourierEncoder, FourierFeatures, TransformerEncoder, masked_mean
+from dklfm.model.encoders import FourierEncoder, TransformerEncoder, masked_mean
+from dklfm.model.features import FourierFeatures, PeriodFeatures
 from dklfm.model.gaussian import Conditional, LogDensities, condition, joint_log_densities
 from dklfm.model.kernel import DeepKernel, Latent, LatentPoints, ResidualMLP, join
 
@@ -69,7 +70,7 @@ class DKLFM(nn.Module):
     def __init__(self, config: ModelConfig, axes: int) -> None:
         super().__init__()
         self.config = config
-        self.features = FourierFeatures(axes, config.frequencies, 0.25, 2.0)
+        self.features = _features(config, axes)
         self.encoder = _encoder(config, axes)
         inputs = config.embedding + self.features.size
         kernel: KernelConfig = config.kernel
@@ -81,6 +82,7 @@ class DKLFM(nn.Module):
         self.output_mean = (
             MeanNetwork(inputs, kernel.width) if config.output_mean == "network" else None
         )
+        self.log_input_rate = nn.Parameter(torch.zeros(axes)) if kernel.concatenate_inputs else None
         self.log_noise = nn.Parameter(torch.tensor(math.log(0.05)))
         self.log_force_noise = nn.Parameter(torch.tensor(math.log(0.05)))
 
@@ -95,7 +97,7 @@ class DKLFM(nn.Module):
 
     def outputs_at(self, r: Embedding, x: Tensor) -> tuple[LatentPoints, Tensor]:
         """Latent points and means of all outputs at ``task x point`` inputs, output-major."""
-        features = self.features(x)  # task point feature
+        features = self.features(x, r.force)  # task point feature
         shape = (*r.outputs.shape[:2], x.shape[1], -1)
         z = torch.cat(
             [r.outputs[:, :, None].expand(shape), features[:, None].expand(shape)], dim=-1
@@ -106,13 +108,13 @@ class DKLFM(nn.Module):
 
     def force_at(self, r: Embedding, x: Tensor) -> tuple[LatentPoints, Tensor]:
         """Latent points and mean of the force at ``task x point`` inputs."""
-        features = self.features(x)
+        features = self.features(x, r.force)
         z = torch.cat([r.force[:, None].expand(*x.shape[:2], -1), features], dim=-1)
         return self._with_inputs(self.latent(z, "force"), x), self.force_mean(z).double()
 
     def _with_inputs(self, latent: LatentPoints, x: Tensor) -> LatentPoints:
-        if self.config.kernel.concatenate_inputs:
-            coordinates = torch.cat([x, latent.coordinates], dim=-1)
+        if self.log_input_rate is not None:
+            coordinates = torch.cat([x * self.log_input_rate.exp(), latent.coordinates], dim=-1)
             latent = LatentPoints(coordinates, latent.amplitudes)
         return latent.double()
 
@@ -199,6 +201,14 @@ class DKLFM(nn.Module):
         variance_f, variance_h = self.kernel.variance(latent_f), self.kernel.variance(latent_h)
         scale = (variance_f[:, :, None] * variance_h[:, None, :]).clamp_min(1e-12)
         return float((cross.square() / scale).mean().sqrt())
+
+
+def _features(config: ModelConfig, axes: int) -> FourierFeatures | PeriodFeatures:
+    features = config.features
+    if isinstance(features, PeriodFeaturesConfig):
+        bounds = (features.shortest, features.longest)
+        return PeriodFeatures(axes, config.embedding, features.harmonics, *bounds)
+    return FourierFeatures(axes, features.frequencies, features.lowest, features.highest)
 
 
 def _encoder(config: ModelConfig, axes: int) -> nn.Module:

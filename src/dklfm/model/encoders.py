@@ -8,26 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-class FourierFeatures(nn.Module):
-    """x ↦ (x, sin 2πνx, cos 2πνx) for log-spaced frequencies ν in cycles per unit interval.
-
-    A network of raw inputs is too smooth in x for the deep kernel to separate points: without
-    these features training settles where force and outputs are independent.
-    """
-
-    angular: Tensor
-
-    def __init__(self, axes: int, frequencies: int, lowest: float, highest: float) -> None:
-        super().__init__()
-        cycles = torch.logspace(math.log10(lowest), math.log10(highest), frequencies)
-        self.register_buffer("angular", 2 * math.pi * cycles, persistent=False)
-        self.size = axes * (1 + 2 * frequencies)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``... x axis`` inputs in [0, 1] to ``... x size`` features."""
-        angle = (x[..., None] * self.angular).flatten(-2)
-        return torch.cat([x, angle.sin(), angle.cos()], dim=-1)
+from dklfm.model.features import FourierFeatures
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int) -> Tensor:

@@ -51,6 +51,8 @@ class System(Section, ABC):
 
     name: str
     force_name: ClassVar[str] = "force"
+    extrapolates: ClassVar[bool] = False
+    """Whether :meth:`solve` takes inputs beyond the range of :attr:`axes`."""
     resources: ClassVar[tuple[str, ...]] = ()
     """Files under resources/ that the prior is read from; their contents enter the key."""
 

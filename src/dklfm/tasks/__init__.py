@@ -1,7 +1,8 @@
-"""Tasks: their schema, and tables of measurements read as tasks. No torch."""
+"""Tasks: their schema, tables of measurements read as tasks, embedded ones. No torch."""
 
+from dklfm.tasks.embedded import load_embedded
 from dklfm.tasks.schema import DIMENSIONS, SPLITS, Tasks, load_tasks
-from dklfm.tasks.tables import load_embedded, read_table, tasks_from_table
+from dklfm.tasks.tables import read_table, tasks_from_table
 
 __all__ = [
     "DIMENSIONS",

@@ -64,6 +64,14 @@ class Tasks:
     def outputs(self) -> tuple[str, ...]:
         return tuple(str(name) for name in self.data["output"].values)
 
+    @property
+    def domain(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest inputs on which such tasks are observed, each ``axis``."""
+        about = self.data["axis"].attrs if "axis" in self.data.coords else {}
+        if "low" in about:
+            return np.array(about["low"], dtype=float), np.array(about["high"], dtype=float)
+        return np.nanmin(self["x"], axis=(0, 1)), np.nanmax(self["x"], axis=(0, 1))
+
     def split(self, name: str) -> Self:
         """The tasks of one split.
 

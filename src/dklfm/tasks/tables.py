@@ -9,7 +9,6 @@ import pandas as pd
 import xarray as xr
 
 from dklfm.errors import DataError
-from dklfm.resources import resource_path
 from dklfm.tasks.schema import SPLITS, Tasks
 
 QUERY_POINTS = 121
@@ -108,26 +107,3 @@ def tasks_from_table(table: pd.DataFrame, source: str) -> Tasks:
         data["y_sd"] = (("task", "output", "point"), np.stack([padded(frame) for frame in sd]))
     coords = {"output": outputs, "task": [str(r) for r in dict.fromkeys(table["replicate"])]}
     return Tasks(xr.Dataset(data, coords=coords)).checked()
-
-
-def load_embedded(dataset: str) -> Tasks:
-    """An embedded table of measurements with the measured counterparts of its force.
-
-    ``p53-mmgmos`` and ``p53-puma2007`` are two processings of the arrays of Barenco et al.
-    (2006); ``reference_western_blot`` is the only measurement of p53 itself (one blot, shown
-    beside every replicate), ``reference_barenco`` the activity that Barenco et al. inferred.
-    """
-    group, _, processing = dataset.partition("-")
-    path = resource_path(f"{group}/expression_{processing}.csv")
-    tasks = tasks_from_table(read_table(path), path.name)
-    activity = pd.read_csv(resource_path(f"{group}/activity.csv"), dtype={"replicate": str})
-    times = tasks["x"][..., 0]
-    references = {}
-    for source, rows in activity.groupby("source", sort=True):
-        values = np.full(times.shape, np.nan)
-        for i, replicate in enumerate(tasks.data["task"].values):
-            own = rows[rows["replicate"] == replicate]
-            chosen = own if len(own) else rows
-            values[i] = np.interp(times[i], chosen["time"], chosen["value"])
-        references[f"reference_{source}"] = (("task", "point"), values)
-    return Tasks(tasks.data.assign(references))

@@ -112,41 +112,50 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 @stage
 def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> None:
     """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
-    from dklfm.artifacts import save_dataset
-    from dklfm.methods import TrainedDKLFM
+    from dklfm.methods import TrainedDKLFM, save_posterior
+    from dklfm.tasks import load_tasks
+    from dklfm.training import ModelCard
+
+    card = ModelCard.read(model)
+    posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
+    save_posterior(out, posterior, card.system, card.training_cpu_s)
+
+
+@app.command()
+@stage
+def reference(
+    method: Annotated[str, typer.Argument(help="exact or mechanistic.")], tasks: Folder, out: Out
+) -> None:
+    """Infer the force of simulated test tasks by a method that fits each by itself."""
+    from dklfm.artifacts import MANIFEST, read_json
+    from dklfm.config import parse_system
+    from dklfm.methods import REFERENCES, save_posterior
     from dklfm.tasks import load_tasks
 
-    posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
-    save_dataset(out, posterior.data, {"stage": "posterior"})
+    if method not in REFERENCES:
+        raise DklfmError(f"no reference {method!r}; there are {', '.join(REFERENCES)}")
+    system = read_json(tasks / MANIFEST).get("spec", {}).get("system")
+    fitter = REFERENCES[method](parse_system(system, str(tasks)))
+    save_posterior(out, fitter.infer(load_tasks(tasks).split("test")), system)
 
 
 @app.command()
 @stage
 def score(
     about: Spec,
-    model: Folder,
     tasks: Folder,
     posterior: Folder,
     out: Annotated[Path, typer.Argument(help="CSV of one row a task and metric.")],
 ) -> None:
     """Score a posterior against the truth, task by task."""
-    from dklfm.artifacts import load_dataset, write_atomically
-    from dklfm.methods import Posterior
+    from dklfm.artifacts import write_atomically
+    from dklfm.methods import load_posterior
     from dklfm.scores import score as score_tasks
-    from dklfm.simulate import parse_system
     from dklfm.tasks import load_tasks
-    from dklfm.training import ModelCard
 
-    card = ModelCard.read(model)
-    test = load_tasks(tasks).split("test")
-    inferred = Posterior(load_dataset(posterior)).at(test)
-    table = score_tasks(
-        inferred,
-        test,
-        parse_system(card.system, str(model)),
-        _read_spec(about),
-        card.training_cpu_s,
-    )
+    inferred, system = load_posterior(posterior)
+    test = inferred.covered(load_tasks(tasks).split("test"))
+    table = score_tasks(inferred, test, system, _read_spec(about))
     write_atomically(out, lambda path: table.to_csv(path, index=False))
 
 
@@ -169,20 +178,17 @@ def summarise(
 @app.command()
 @stage
 def figure(
-    kind: Annotated[str, typer.Argument(help="tasks, p53 or learning.")],
+    kind: Annotated[str, typer.Argument(help="learning, or tasks, fields, kni, p53, series.")],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; a .pdf and a .png are made.")],
     inputs: Annotated[
-        list[Path],
-        typer.Argument(help="tasks, p53: MODEL TASKS POSTERIOR. learning: MODEL ..."),
+        list[Path], typer.Argument(help="learning: MODEL ...; the others: TASKS POSTERIOR.")
     ],
 ) -> None:
     """Draw a figure from stored products."""
     import pandas as pd
 
     from dklfm import figures
-    from dklfm.artifacts import load_dataset
-    from dklfm.methods import Posterior
-    from dklfm.simulate import parse_system
+    from dklfm.methods import load_posterior
     from dklfm.tasks import load_tasks
     from dklfm.training import ModelCard
 
@@ -192,16 +198,14 @@ def figure(
         }
         figures.save(figures.draw_learning(histories), stem)
         return
-    drawers = {"tasks": figures.draw_tasks, "p53": figures.draw_p53}
-    if kind not in drawers or len(inputs) != 3:
+    if kind not in figures.POSTERIOR_FIGURES or len(inputs) != 2:
         raise DklfmError(
             f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm figure --help"
         )
-    model, tasks, posterior = inputs
-    system = parse_system(ModelCard.read(model).system, str(model))
-    shown = load_tasks(tasks).to_show()
-    inferred = Posterior(load_dataset(posterior)).at(shown)
-    figures.save(drawers[kind](shown, inferred, system), stem)
+    shown = load_tasks(inputs[0]).to_show()
+    inferred, system = load_posterior(inputs[1])
+    drawn = figures.POSTERIOR_FIGURES[kind](shown, inferred.at(shown), system)
+    figures.save(drawn, stem)
 
 
 @app.command()

@@ -173,7 +173,11 @@ def reference_correlations(posterior: Posterior, tasks: Tasks, system: System) -
         for i, reference in enumerate(tasks[name]):
             known = np.isfinite(reference)
             times = tasks["x"][i, known, 0]
-            inferred = np.interp(times, tasks["x_query"][i, :, 0], activity[i])
+            inferred = (
+                np.interp(times, tasks["x_query"][i, :, 0], activity[i])
+                if tasks["x"].shape[-1] == 1
+                else activity[i][known]  # queries of measured fields are their points
+            )
             values.append(np.corrcoef(inferred, reference[known])[0, 1])
         found[f"correlation_{name.removeprefix('reference_')}"] = np.array(values)
     return found
@@ -184,16 +188,18 @@ def score(
     tasks: Tasks,
     system: System,
     about: Mapping[str, Any],
-    training_cpu_s: float,
 ) -> pd.DataFrame:
     """One row a task and metric: columns ABOUT, ``task``, ``metric``, ``value``.
 
     Tasks of measurements are few and each a thing of its own: their split names the task.
     """
+    posterior = posterior.at(tasks)
     costs = {
-        "inference_cpu_s": np.full(len(tasks), posterior.data.attrs["inference_cpu_s"]),
-        "training_cpu_s": np.full(len(tasks), training_cpu_s),
+        name: np.full(len(tasks), posterior.data.attrs[name])
+        for name in ("inference_cpu_s", "training_cpu_s")
     }
+    if "effective_sample_size" in posterior.data:
+        costs["effective_sample_size"] = posterior["effective_sample_size"]
     if "f" not in tasks:
         values = reference_correlations(posterior, tasks, system) | costs
         table = _long(values, tasks, about)

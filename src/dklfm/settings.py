@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from scipy.special import ndtri
 
 
 class Section(BaseModel):
@@ -22,6 +23,9 @@ class Constant(Section):
 
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
         return self.value if size is None else np.full(size, self.value)
+
+    def quantile(self, probability: float) -> float:
+        return self.value
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -44,6 +48,9 @@ class Uniform(Section):
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
         return rng.uniform(self.low, self.high, size)
 
+    def quantile(self, probability: float) -> float:
+        return self.low + (self.high - self.low) * probability
+
     @property
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
@@ -58,6 +65,9 @@ class LogUniform(Uniform):
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
         return np.exp(rng.uniform(np.log(self.low), np.log(self.high), size))
 
+    def quantile(self, probability: float) -> float:
+        return self.low * (self.high / self.low) ** probability
+
 
 class LogNormal(Section):
     """exp N(log median, spread²)."""
@@ -68,6 +78,9 @@ class LogNormal(Section):
 
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
         return self.median * np.exp(self.spread * rng.standard_normal(size))
+
+    def quantile(self, probability: float) -> float:
+        return self.median * float(np.exp(self.spread * ndtri(probability)))
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -17,8 +17,7 @@ from distributed import Client, LocalCluster, as_completed
 from numpy.typing import NDArray
 
 from dklfm.artifacts import save_dataset, write_atomically
-from dklfm.config import Mesh, TasksConfig, canonical_json, validate
-from dklfm.config.experiment import AnySystem
+from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, validate
 from dklfm.errors import ConfigError
 from dklfm.progress import progress
 from dklfm.systems import System, stack
@@ -147,16 +146,6 @@ def _write_shard(spec: dict[str, Any], codes: Any, indices: Any, path: str) -> s
 
     write_atomically(Path(path), write)
     return path
-
-
-def parse_system(spec: Mapping[str, Any], source: str) -> System:
-    """A system from its settings; digests of its resources in them are passed over.
-
-    Raises:
-        ConfigError: if the settings are not those of a system.
-    """
-    options = {key: value for key, value in spec.items() if key != "resources"}
-    return validate(AnySystem, options, source)
 
 
 def parse_spec(spec: Mapping[str, Any], source: str) -> tuple[System, TasksConfig]:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
 from dklfm.config import ModelConfig, TrainingConfig, canonical_json, resolved, validate
@@ -85,7 +86,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class Trainer:
-    """The state of one training run: model, optimiser, schedule, generator, best weights."""
+    """The state of one training run: model and its average, optimiser, schedule, best weights."""
 
     def __init__(self, tasks: Tasks, spec: TrainSpec, device: torch.device) -> None:
         self.spec, self.device = spec, device
@@ -95,6 +96,8 @@ class Trainer:
         self.validation = Batch.of(validation, self.scale).to(device)
         torch.manual_seed(spec.seed)
         self.model = DKLFM(spec.model, axes=len(self.scale.low)).to(device)
+        average = get_ema_multi_avg_fn(spec.training.average)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self.generator = torch.Generator().manual_seed(spec.seed)
         config = spec.training
         self.optimiser, rates = _optimiser(self.model, config)
@@ -108,6 +111,12 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.best_density = -math.inf
 
+    @property
+    def averaged_model(self) -> DKLFM:
+        """The model with the weights' moving average."""
+        assert isinstance(self.averaged.module, DKLFM)
+        return self.averaged.module
+
     def run_epoch(self) -> None:
         """One pass over the training tasks, and a look at the validation tasks when due."""
         started, config = time.process_time(), self.spec.training
@@ -115,11 +124,13 @@ class Trainer:
         losses = []
         order = torch.randperm(len(self.train), generator=self.generator)
         for chosen in order.split(config.batch_size):
-            loss = self._loss(self._augmented(self.train.take(chosen.to(self.device))))
+            batch = self._augmented(self.train.take(chosen.to(self.device)))
+            loss = self._loss(batch, self._context(batch))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
             self.optimiser.step()
+            self.averaged.update_parameters(self.model)
             self.schedule.step()
             losses.append(loss.item())
         self.epoch += 1
@@ -133,8 +144,8 @@ class Trainer:
         self.cpu_seconds += time.process_time() - started
         self.history.append({**row, "cpu_seconds": self.cpu_seconds})
 
-    def _loss(self, batch: Batch) -> Tensor:
-        densities = self.model.log_densities(batch)
+    def _loss(self, batch: Batch, context: Batch) -> Tensor:
+        densities = self.model.log_densities(batch, context)
         points = densities.output_points + densities.force_points
         joint = (densities.outputs + densities.force_given_outputs) / points
         conditional = densities.force_given_outputs / densities.force_points
@@ -144,25 +155,46 @@ class Trainer:
         """A random subset of points and outputs, which frees the model from mesh and order."""
         config = self.spec.training
         if config.least_points is not None:
-            batch = batch.points(self._subset(batch.x.shape[1], config.least_points).sort().values)
+            points = self._subset(batch.x.shape[1], config.least_points, config.most_points)
+            batch = batch.points(points.sort().values)
         if config.least_outputs is not None:
             batch = batch.outputs(self._subset(batch.y.shape[1], config.least_outputs))
+        for axis in config.reflect_axes:
+            batch = batch.reflected(axis, self._coins(len(batch)))
+        if config.negate:
+            batch = batch.negated(self.scale, self._coins(len(batch)))
         return batch
 
-    def _subset(self, size: int, least: int) -> Tensor:
-        count = torch.randint(min(least, size), size + 1, (), generator=self.generator)
+    def _coins(self, size: int) -> Tensor:
+        return (torch.rand(size, generator=self.generator) < 0.5).to(self.device)
+
+    def _context(self, batch: Batch) -> Batch:
+        """What the encoder sees: everything, or a random window of the first axis for each task."""
+        least = self.spec.training.least_window
+        if least is None:
+            return batch
+        share, place = torch.rand(2, len(batch), 1, generator=self.generator).to(self.device)
+        width = least + (1 - least) * share
+        start = place * (1 - width)
+        x = batch.x[..., 0]
+        inside = (x >= start) & (x <= start + width)
+        return replace(batch, mask=batch.mask & inside[:, None])
+
+    def _subset(self, size: int, least: int, most: int | None = None) -> Tensor:
+        bounds = min(least, size), min(most or size, size) + 1
+        count = torch.randint(*bounds, (), generator=self.generator)
         chosen = torch.randperm(size, generator=self.generator)[: int(count)]
         return chosen.to(self.device)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
+        model = self.averaged_model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for i in range(0, len(self.validation), self.spec.training.batch_size):
             batch = self.validation.take(slice(i, i + self.spec.training.batch_size))
-            sums += torch.stack([t.double().sum().cpu() for t in self.model.log_densities(batch)])
+            sums += torch.stack([t.double().sum().cpu() for t in model.log_densities(batch)])
         outputs, force, output_points, force_points = sums.tolist()
-        coupling = self.model.coupling(self.validation.take(slice(0, 16)))
+        coupling = model.coupling(self.validation.take(slice(0, 16)))
         if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
             log.warning(
                 "epoch %d: force and outputs are uncorrelated under the learnt prior (%.1e); the "
@@ -174,7 +206,7 @@ class Trainer:
         density = force / force_points
         if math.isfinite(density) and density > self.best_density:
             self.best_density = density
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         return {
             "validation_loss": -(outputs + force) / (output_points + force_points),
             "validation_force_nll": -density,
@@ -186,6 +218,7 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data that determine the rest of the run."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors["generator"] = self.generator.get_state()
         optimiser = self.optimiser.state_dict()
@@ -208,6 +241,7 @@ class Trainer:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(under("model."))
+        self.averaged.load_state_dict(under("averaged."))
         self.best = {k: v.to(self.device) for k, v in under("best.").items()}
         self.generator.set_state(tensors["generator"])
         slots: dict[int, dict[str, Tensor]] = {}

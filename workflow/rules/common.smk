@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from dklfm.config import Config, Plan, canonical_json, resolved, validate
@@ -39,28 +40,19 @@ def manifests(kind):
     return parents
 
 
-def names(simulated):
-    """A pattern of the tasks stages that are simulated, or of those that were measured."""
-    found = [n for n, s in STAGES["tasks"].items() if ("system" in s.spec) == simulated]
-    return "|".join(found) or "none"
-
-
-def posterior_sources(posterior):
-    """The folders of model, tasks and posterior of a posterior stage."""
-    return [product(stage) for stage in (*posterior.parents, posterior)]
+def names(kind, chosen):
+    """A pattern of the stages of a kind that a rule makes."""
+    return "|".join(re.escape(n) for n, s in STAGES[kind].items() if chosen(s)) or "none"
 
 
 def scored(wildcards):
-    """What a set of scores is computed from."""
-    return posterior_sources(STAGES["scores"][wildcards.name].parents[0])
+    """Tasks and posterior that a set of scores is computed from."""
+    return [product(stage) for stage in STAGES["scores"][wildcards.name].parents]
 
 
 def drawn(wildcards):
-    """What a figure is drawn from: one posterior with its sources, or several models."""
-    parents = STAGES["figure"][wildcards.name].parents
-    if parents[0].kind == "posterior":
-        return posterior_sources(parents[0])
-    return [product(model) for model in parents]
+    """What a figure is drawn from: tasks and their posterior, or several models."""
+    return [product(stage) for stage in STAGES["figure"][wildcards.name].parents]
 
 
 def whole(sources):

@@ -8,6 +8,8 @@ rule infer:
         f"{RESULTS}/logs/infer/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/infer/{{name}}.tsv"
+    wildcard_constraints:
+        name=names("posterior", lambda stage: len(stage.parents) == 2),
     threads: 1
     resources:
         mem_mb=4000,
@@ -21,3 +23,27 @@ rule infer:
     shell:
         "python -m dklfm infer {params.model:q} {params.tasks:q} {params.folder:q}"
         " --device {params.device} 2> {log:q}"
+
+
+rule reference:
+    input:
+        manifests("posterior"),
+    output:
+        store=directory(f"{RESULTS}/posterior/{{name}}/data.zarr"),
+        manifest=f"{RESULTS}/posterior/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/reference/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reference/{{name}}.tsv"
+    wildcard_constraints:
+        name=names("posterior", lambda stage: len(stage.parents) == 1),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        method=lambda wildcards: STAGES["posterior"][wildcards.name].spec["method"],
+        tasks=lambda wildcards: product(STAGES["posterior"][wildcards.name].parents[0]),
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "python -m dklfm reference {params.method} {params.tasks:q} {params.folder:q} 2> {log:q}"

@@ -7,7 +7,7 @@ rule simulate:
     benchmark:
         f"{RESULTS}/benchmarks/simulate/{{name}}.tsv"
     wildcard_constraints:
-        name=names(simulated=True),
+        name=names("tasks", lambda stage: "system" in stage.spec),
     threads: 2
     resources:
         mem_mb=4000,
@@ -26,7 +26,7 @@ rule measurements:
     log:
         f"{RESULTS}/logs/measurements/{{name}}.log",
     wildcard_constraints:
-        name=names(simulated=False),
+        name=names("tasks", lambda stage: "dataset" in stage.spec),
     threads: 1
     resources:
         mem_mb=2000,

@@ -2,7 +2,7 @@
 
 from dklfm.config.experiment import Config, Experiment, resolved
 from dklfm.config.keys import canonical_json, stage_key
-from dklfm.config.loading import json_schema, load_config, read_yaml, validate
+from dklfm.config.loading import json_schema, load_config, parse_system, read_yaml, validate
 from dklfm.config.plan import Evaluation, Plan, Stage
 from dklfm.config.sections import (
     Counts,
@@ -36,6 +36,7 @@ __all__ = [
     "canonical_json",
     "json_schema",
     "load_config",
+    "parse_system",
     "read_yaml",
     "resolved",
     "stage_key",

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     AnySystem = System
 else:
     AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # noqa: UP007 - the members are a run-time tuple
-Dataset = Literal["p53-mmgmos", "p53-puma2007", "hare-lynx"]
+Dataset = Literal["p53-mmgmos", "p53-puma2007", "hare-lynx", "kni"]
 """Embedded tables of measurements that a trained model can be applied to."""
+
+Reference = Literal["exact", "mechanistic"]
+"""Methods that need no training: told the true parameters, or integrating over their prior."""
 
 
 def _label(name: str) -> str:
@@ -32,7 +35,9 @@ class Experiment(Section):
     """One system simulated, learnt with each seed, scored, and applied to measurements.
 
     ``test_meshes`` are factors on the number of mesh points an axis at which the test tasks are
-    observed again, to show that the model does not depend on the resolution.
+    observed again, to show that the model does not depend on the resolution; ``test_queries`` are
+    query nodes an axis at which their forces are inferred too. ``references`` are methods that fit
+    every test task by itself.
     """
 
     system: AnySystem
@@ -41,7 +46,9 @@ class Experiment(Section):
     training: TrainingConfig = TrainingConfig()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     test_meshes: tuple[PositiveFloat, ...] = ()
+    test_queries: tuple[Annotated[int, Field(ge=2)], ...] = ()
     datasets: tuple[Dataset, ...] = ()
+    references: tuple[Reference, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -59,6 +66,8 @@ class Experiment(Section):
             raise ValueError(
                 f"{self.system.name} is defined on its domain only: set tasks.extrapolate: 0"
             )
+        if self.references and self.system.name != "reaction_diffusion":
+            raise ValueError("references exact and mechanistic are for reaction_diffusion")
         if not (counts.train and counts.validation and counts.test):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
         return self

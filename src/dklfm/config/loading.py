@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from dklfm.config.experiment import Config
+from dklfm.config.experiment import AnySystem, Config
 from dklfm.errors import ConfigError
+from dklfm.systems import System
 
 T = TypeVar("T")
 
@@ -29,6 +30,17 @@ def validate(kind: type[T] | Any, value: Any, source: str) -> T:
         lines = [_explain(detail, value, kind) for detail in error.errors()]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(f"{source}: {lines[0]}{more}") from None
+
+
+def parse_system(spec: Any, source: str) -> System:
+    """A system from its settings; digests of its resources in them are passed over.
+
+    Raises:
+        ConfigError: if the settings are not those of a system.
+    """
+    if isinstance(spec, Mapping):
+        spec = {key: value for key, value in spec.items() if key != "resources"}
+    return validate(AnySystem, spec, source)
 
 
 def read_yaml(path: Path) -> Any:

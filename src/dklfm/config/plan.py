@@ -62,24 +62,26 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A scored set of tasks: one experiment and seed on one split or mesh."""
+    """A scored set of tasks: one experiment, method and seed on one split or mesh."""
 
     experiment: str
+    method: str
     seed: int
     split: str
     scores: Stage
 
     @property
-    def posterior(self) -> Stage:
+    def tasks(self) -> Stage:
         return self.scores.parents[0]
 
     @property
-    def model(self) -> Stage:
-        return self.posterior.parents[0]
+    def posterior(self) -> Stage:
+        return self.scores.parents[1]
 
     @property
-    def tasks(self) -> Stage:
-        return self.posterior.parents[1]
+    def model(self) -> Stage:
+        """The trained model; methods without one have none."""
+        return self.posterior.parents[0]
 
 
 @dataclass(frozen=True)
@@ -108,40 +110,64 @@ class Plan:
     def index(self) -> dict[str, dict[str, str]]:
         """Readable names to paths, for results/index.json."""
         return {
-            f"{e.experiment}/seed{e.seed}/{e.split}": {
-                stage.kind: stage.path for stage in (e.tasks, e.model, e.posterior, e.scores)
+            f"{e.experiment}/{e.method}/seed{e.seed}/{e.split}": {
+                stage.kind: stage.path for stage in e.scores.ancestors()
             }
             for e in self.evaluations
         }
 
 
-def simulation(experiment: Experiment, mesh_factor: float = 1.0) -> dict[str, Any]:
-    """The settings of a tasks stage; with a factor, the test tasks alone on another mesh.
+def simulation(
+    experiment: Experiment, mesh_factor: float = 1.0, query: int | None = None
+) -> dict[str, Any]:
+    """The settings of a tasks stage; or of its test tasks alone, on another mesh or query grid.
 
     A task's random numbers depend on its seed, split and index only, so the test tasks of
     every mesh are the same forces under the same equations.
     """
     tasks: TasksConfig = experiment.tasks
-    if mesh_factor != 1.0:
+    if mesh_factor != 1.0 or query is not None:
         points = max(2, round(tasks.mesh.points * mesh_factor))
         tasks = tasks.model_copy(
             update={
                 "mesh": tasks.mesh.model_copy(update={"points": points}),
+                "query": query or tasks.query,
                 "counts": Counts(train=0, validation=0, test=tasks.counts.test),
             }
         )
     return {"system": experiment.system.spec(), "tasks": resolved(tasks)}
 
 
-def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
-    simulated = Stage("tasks", label, simulation(experiment))
-    targets = {"test": simulated}
+def _targets(label: str, experiment: Experiment) -> dict[str, Stage]:
+    """The tasks to infer, by the name of their split."""
+    targets = {"test": Stage("tasks", label, simulation(experiment))}
     for factor in experiment.test_meshes:
-        targets[f"test@{factor:g}x"] = Stage(
-            "tasks", f"{label}_mesh{factor:g}x", simulation(experiment, factor)
-        )
+        spec = simulation(experiment, mesh_factor=factor)
+        targets[f"test@{factor:g}x"] = Stage("tasks", f"{label}_mesh{factor:g}x", spec)
+    for query in experiment.test_queries:
+        spec = simulation(experiment, query=query)
+        targets[f"test@query{query}"] = Stage("tasks", f"{label}_query{query}", spec)
     for dataset in experiment.datasets:
         targets[dataset] = Stage("tasks", dataset.replace("-", "_"), {"dataset": dataset})
+    return targets
+
+
+def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
+    targets = _targets(label, experiment)
+    simulated = targets["test"]
+
+    def evaluation(method: str, seed: int, split: str, posterior: Stage) -> Evaluation:
+        about = {
+            "run": label,
+            "experiment": experiment.system.name,
+            "method": method,
+            "prior": experiment.system.prior_label,
+            "seed": seed,
+            "split": split,
+        }
+        scores = Stage("scores", posterior.label, about, (targets[split], posterior))
+        return Evaluation(label, method, seed, split, scores)
+
     settings = {
         "method": METHOD,
         "model": resolved(experiment.model),
@@ -151,26 +177,22 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
         model = Stage("model", f"{label}_seed{seed}", {**settings, "seed": seed}, (simulated,))
         for split, tasks in targets.items():
             name = f"{label}_seed{seed}_{tasks.label}"
-            posterior = Stage("posterior", name, {}, (model, tasks))
-            about = {
-                "run": label,
-                "experiment": experiment.system.name,
-                "method": METHOD,
-                "prior": experiment.system.prior_label,
-                "seed": seed,
-                "split": split,
-            }
-            scores = Stage("scores", name, about, (posterior,))
-            yield Evaluation(label, seed, split, scores)
+            yield evaluation(METHOD, seed, split, Stage("posterior", name, {}, (model, tasks)))
+    for method in experiment.references:
+        posterior = Stage("posterior", f"{label}_{method}", {"method": method}, (simulated,))
+        yield evaluation(method, 0, "test", posterior)
 
 
 def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) -> Iterator[Stage]:
     first = experiment.seeds[0]
-    for e in evaluations:
+    trained = [e for e in evaluations if e.method == METHOD]
+    for e in trained:
         if e.seed == first and e.split == "test":
-            yield Stage("figure", f"{label}_tasks", {"figure": "tasks"}, (e.posterior,))
+            kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
+            yield Stage("figure", f"{label}_tasks", {"figure": kind}, (e.tasks, e.posterior))
         if e.seed == first and e.split in experiment.datasets:
             name = f"{label}_{e.tasks.label}"
-            yield Stage("figure", name, {"figure": "p53"}, (e.posterior,))
-    models = {e.seed: e.model for e in evaluations}
+            kind = e.split.split("-")[0] if e.split != "hare-lynx" else "series"
+            yield Stage("figure", name, {"figure": kind}, (e.tasks, e.posterior))
+    models = {e.seed: e.model for e in trained}
     yield Stage("figure", f"{label}_learning", {"figure": "learning"}, tuple(models.values()))

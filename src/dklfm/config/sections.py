@@ -145,18 +145,35 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """Optimisation of the marginal likelihood (Eq. 4) by AdamW under a one-cycle rate.
 
-    Each step sees a random subset of at least ``least_points`` points (all, if null) and of at
-    least ``least_outputs`` outputs. ``conditional_weight`` adds that multiple of −log p(f|y).
-    The weights kept are those of the best validation log p(f|y), looked at every
-    ``validate_every`` epochs.
+    Each step sees a random subset of ``least_points`` to ``most_points`` points (all, if the first
+    is null; without an upper bound, if the second is) and of at least ``least_outputs`` outputs.
+    With ``least_window`` the encoder sees only a random window of at least that share of the first
+    axis, while the likelihood covers all points: the model learns to go on beyond what it was
+    shown. ``reflect_axes`` and ``negate`` turn each task at random into its mirror image along
+    those axes, or change the sign of its force and outputs: for equations that are symmetric so.
+    ``conditional_weight`` adds that multiple of −log p(f|y). Weights are averaged over steps with
+    the decay ``average`` (0 for none); the averages kept are those of the best validation
+    log p(f|y), looked at every ``validate_every`` epochs.
     """
 
-    epochs: PositiveInt = 300
+    epochs: PositiveInt = 200
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_norm: PositiveFloat = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     least_points: PositiveInt | None = 10
+    most_points: PositiveInt | None = None
     least_outputs: PositiveInt | None = 2
+    least_window: Annotated[float, Field(gt=0, le=1)] | None = None
+    reflect_axes: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    negate: bool = False
     conditional_weight: Annotated[float, Field(ge=0)] = 0.0
     validate_every: PositiveInt = 5
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        least, most = self.least_points, self.most_points
+        if most is not None and (least is None or least > most):
+            raise ValueError(f"most_points {most} needs least_points at or below it, got {least}")
+        return self

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dklfm.artifacts import MANIFEST, load_dataset, read_json, save_dataset
+from dklfm.config import parse_system
 from dklfm.errors import DataError
+from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 
@@ -23,7 +28,8 @@ class Posterior:
     | ``output_mean``, ``output_sd``       | task, output, point | at ``x``             |
     | ``output_query_mean``, ``..._sd``    | task, output, query | at ``x_query``       |
 
-    The attribute ``inference_cpu_s`` is the CPU seconds a task took.
+    The attribute ``inference_cpu_s`` is the CPU seconds a task took, ``training_cpu_s`` what the
+    method had spent before.
     """
 
     data: xr.Dataset
@@ -41,6 +47,12 @@ class Posterior:
             return Posterior(self.data.sel(task=tasks.data["task"].values))
         except KeyError:
             raise DataError("the posterior does not cover these tasks; infer them again") from None
+
+    def covered(self, tasks: Tasks) -> Tasks:
+        """Those of the tasks that were inferred."""
+        inferred = set(self.data["task"].values.tolist())
+        known = [i for i, name in enumerate(tasks.data["task"].values) if name in inferred]
+        return tasks.take(known)
 
     @classmethod
     def of(
@@ -69,6 +81,25 @@ class Posterior:
         coords = {name: tasks.data[name] for name in ("task", "output")}
         attrs = {"inference_cpu_s": cpu_seconds / len(tasks)}
         return cls(xr.Dataset(data, coords=coords, attrs=attrs))
+
+
+def save_posterior(
+    folder: Path, posterior: Posterior, system: Mapping[str, Any], training_cpu_s: float = 0.0
+) -> None:
+    """Store a posterior with the settings of the system that was inferred."""
+    description = {"stage": "posterior", "system": dict(system)}
+    attrs = {"training_cpu_s": training_cpu_s}
+    save_dataset(folder, posterior.data.assign_attrs(attrs), description)
+
+
+def load_posterior(folder: Path) -> tuple[Posterior, System]:
+    """Read a posterior and its system.
+
+    Raises:
+        DklfmError: if the store is missing or damaged, or does not name its system.
+    """
+    posterior = Posterior(load_dataset(folder))
+    return posterior, parse_system(read_json(folder / MANIFEST).get("system"), str(folder))
 
 
 class Method(Protocol):

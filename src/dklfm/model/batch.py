@@ -128,6 +128,20 @@ class Batch:
             self, y=self.y[:, chosen], y_sd=self.y_sd[:, chosen], mask=self.mask[:, chosen]
         )
 
+    def reflected(self, axis: int, chosen: Bool[Tensor, " task"]) -> Self:
+        """The chosen tasks mirrored along one axis of the domain."""
+        x = self.x.clone()
+        x[chosen, :, axis] = 1 - x[chosen, :, axis]
+        return replace(self, x=x)
+
+    def negated(self, scale: Scale, chosen: Bool[Tensor, " task"]) -> Self:
+        """The chosen tasks with the sign of force and outputs changed, about their true zeros."""
+        sign = torch.where(chosen, -1.0, 1.0)
+        shift, force_shift = scale.mean / scale.sd, scale.force_mean / scale.force_sd
+        y = sign[:, None, None] * (self.y + shift) - shift
+        f = None if self.f is None else sign[:, None] * (self.f + force_shift) - force_shift
+        return replace(self, y=torch.where(self.mask, y, 0.0), f=f)
+
     def to(self, device: torch.device | str) -> Self:
         f = None if self.f is None else self.f.to(device)
         x, y, y_sd = self.x.to(device), self.y.to(device), self.y_sd.to(device)

@@ -129,15 +129,19 @@ class DKLFM(nn.Module):
         variance = masked_mean((batch.y - mean).square(), batch.mask, dim=-1)[..., None]
         return (learned * variance).expand(batch.y.shape)
 
-    def log_densities(self, batch: Batch) -> LogDensities:
+    def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
         """Densities log p(y) and log p(f | y) of training tasks; their sum is Eq. 4.
+
+        Args:
+            batch: training tasks.
+            context: what the encoder sees of them; the whole batch by default.
 
         Raises:
             ValueError: if the batch has no force.
         """
         if batch.f is None:
             raise ValueError("training needs tasks with an observed force")
-        r = self.embed(batch)
+        r = self.embed(batch if context is None else context)
         latent_h, mean_h = self.outputs_at(r, batch.x)
         latent_f, mean_f = self.force_at(r, batch.x)
         both = join(latent_h, latent_f)

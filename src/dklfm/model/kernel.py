@@ -45,6 +45,8 @@ class Latent(nn.Module):
         super().__init__()
         self.force = ResidualMLP(inputs, width, blocks)
         self.outputs = ResidualMLP(inputs, width, blocks)
+        # Equal at first: from unrelated maps training tends to settle where f ⊥ h.
+        self.outputs.load_state_dict(self.force.state_dict())
         self.common = ResidualMLP(width, width, blocks)
         self.coordinates = nn.Linear(width, size)
         self.amplitude = nn.Linear(width, amplitudes) if amplitudes else None

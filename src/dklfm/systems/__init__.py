@@ -2,9 +2,19 @@
 
 from dklfm.systems.base import Axis, Solution, System, stack
 from dklfm.systems.lotka_volterra import LotkaVolterra
+from dklfm.systems.reaction_diffusion import ReactionDiffusion
 from dklfm.systems.transcription import Transcription
 
-SYSTEMS: tuple[type[System], ...] = (Transcription, LotkaVolterra)
+SYSTEMS: tuple[type[System], ...] = (Transcription, LotkaVolterra, ReactionDiffusion)
 """Every built-in system; a config names one by its ``name`` field's default."""
 
-__all__ = ["SYSTEMS", "Axis", "LotkaVolterra", "Solution", "System", "Transcription", "stack"]
+__all__ = [
+    "SYSTEMS",
+    "Axis",
+    "LotkaVolterra",
+    "ReactionDiffusion",
+    "Solution",
+    "System",
+    "Transcription",
+    "stack",
+]

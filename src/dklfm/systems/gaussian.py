@@ -35,9 +35,10 @@ def node_count(low: float, high: float, shortest_lengthscale: float) -> int:
 def interpolation_weights(coefficients: Array, nodes: Array, lengthscale: Array) -> Array:
     """Weights w with f(x) = k(x, nodes) w, where f ~ GP(0, RBF) for white coefficients.
 
-    With K = U S Uᵀ over the nodes, w = U S^{-1/2} z. The law of f is the Nyström
-    approximation k(x, G) K⁻¹ k(G, x'), whose defect is below rounding at the node distance
-    of :func:`node_count`.
+    With K the covariance over the nodes, w = K^{-1/2} z. The symmetric root does not depend on
+    the signs that LAPACK gives to eigenvectors, so a seed means the same path everywhere. The law
+    of f is the Nyström approximation k(x, G) K⁻¹ k(G, x'), whose defect is below rounding at the
+    node distance of :func:`node_count`.
 
     Args:
         coefficients: ``task x node`` standard normal numbers z.
@@ -50,7 +51,8 @@ def interpolation_weights(coefficients: Array, nodes: Array, lengthscale: Array)
     values, vectors = np.linalg.eigh(rbf(nodes, nodes, lengthscale))
     keep = values > _CUTOFF * values[:, -1:]
     scale = np.where(keep, 1 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
-    return np.einsum("tij,tj,tj->ti", vectors, scale, coefficients)
+    rotated = np.einsum("tij,ti->tj", vectors, coefficients)
+    return np.einsum("tij,tj->ti", vectors, scale * rotated)
 
 
 def evaluate(weights: Array, nodes: Array, lengthscale: Array, x: Array) -> Array:

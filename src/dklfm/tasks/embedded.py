@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from dklfm.errors import DataError
 from dklfm.resources import resource_path
-from dklfm.tasks.schema import Tasks
+from dklfm.tasks.schema import SPLITS, Tasks
 from dklfm.tasks.tables import read_table, tasks_from_table
+
+_TYPICAL_OUTPUT_SD = 0.15
+"""Median standard deviation of a reaction–diffusion output under the default prior."""
 
 
 def _p53(processing: str) -> Tasks:
@@ -50,10 +54,43 @@ def _hare_lynx() -> Tasks:
     return Tasks(tasks.data.assign(reference_lynx=(("task", "point"), lynx)))
 
 
+def _kni() -> Tasks:
+    """Protein and mRNA of the gap gene kni (Becker et al. 2013) on the unit square.
+
+    Position: 32.5 to 88.5 % of egg length, where the protein nearly vanishes at both ends. Time:
+    the model starts from no protein, the first measurement does not; 0 lies two sampling intervals
+    before it, where the protein's early growth extrapolates to nothing, and 1 at the last. Protein
+    is scaled to the standard deviation of outputs simulated under the default prior.
+    """
+    table = pd.read_csv(resource_path("kni/expression.csv")).sort_values(["position", "time"])
+    times, positions = np.unique(table["time"]), np.unique(table["position"])
+    start = times[0] - 2 * (times[1] - times[0])
+    x = np.stack(
+        [
+            (table["position"] - positions[0]) / (positions[-1] - positions[0]),
+            (table["time"] - start) / (times[-1] - start),
+        ],
+        axis=-1,
+    )[None]
+    protein = table["protein"].to_numpy() * (_TYPICAL_OUTPUT_SD / table["protein"].std())
+    data = xr.Dataset(
+        {
+            "x": (("task", "point", "axis"), x),
+            "y": (("task", "output", "point"), protein[None, None]),
+            "x_query": (("task", "query", "axis"), x),
+            "split": (("task",), np.array([SPLITS.index("test")], dtype=np.int8)),
+            "reference_mrna": (("task", "point"), table["mrna"].to_numpy(dtype=float)[None]),
+        },
+        coords={"task": ["kni"], "output": ["protein"]},
+    )
+    return Tasks(data).checked()
+
+
 _LOADERS: dict[str, Callable[[], Tasks]] = {
     "p53-mmgmos": lambda: _p53("mmgmos"),
     "p53-puma2007": lambda: _p53("puma2007"),
     "hare-lynx": _hare_lynx,
+    "kni": _kni,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dklfm.errors import DklfmError
+from dklfm.errors import DataError, DklfmError
 
 # Stages import what they run when they run it, so that --help and errors come at once.
 
@@ -171,6 +171,9 @@ def summarise(
     from dklfm.artifacts import write_atomically
     from dklfm.scores import summarise as summarise_scores
 
+    for path in per_task:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; make it with dklfm score")
     summary = summarise_scores(pd.read_csv(path) for path in per_task)
     write_atomically(out, lambda path: summary.to_csv(path, index=False))
 

@@ -17,7 +17,7 @@ class ConfigError(DklfmError):
     exit_code = 3
 
 
-class DataError(DklfmError):
+class DataError(DklfmError, ValueError):
     """A table or store of tasks is missing, damaged or not what it must be."""
 
     exit_code = 4

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from dklfm.errors import ConfigError
 from dklfm.methods import Posterior
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -192,7 +193,13 @@ def score(
     """One row a task and metric: columns ABOUT, ``task``, ``metric``, ``value``.
 
     Tasks of measurements are few and each a thing of its own: their split names the task.
+
+    Raises:
+        ConfigError: if ``about`` lacks one of the keys ABOUT.
     """
+    missing = [key for key in ABOUT if key not in about]
+    if missing:
+        raise ConfigError(f"the description of the scores lacks {missing[0]!r}")
     posterior = posterior.at(tasks)
     costs = {
         name: np.full(len(tasks), posterior.data.attrs[name])

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from dklfm.artifacts import save_dataset, write_atomically
 from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, validate
-from dklfm.errors import ConfigError
+from dklfm.errors import ConfigError, DklfmError
 from dklfm.progress import progress
 from dklfm.systems import System, stack
 from dklfm.tasks import DIMENSIONS, SPLITS, Tasks
 
 SHARD = 64
 """Tasks a shard: large enough to batch the solver, small enough to lose little."""
+_WORKER_SECONDS = 120
 _STREAMS = ("draw", "mesh", "noise")
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,18 @@ def assemble(
 
 @contextmanager
 def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
-    """A client of an external scheduler, or of a local cluster of single-threaded processes."""
+    """A client of an external scheduler, or of a local cluster of single-threaded processes.
+
+    Raises:
+        DklfmError: if the scheduler does not answer or has no workers.
+    """
     if scheduler:
-        with Client(scheduler) as client:
+        try:
+            client = Client(scheduler)
+        except (OSError, TimeoutError) as error:
+            raise DklfmError(f"no dask scheduler answers at {scheduler}: {error}") from None
+        with client:
+            _await_workers(client)
             yield client
         return
     settings = {
@@ -133,7 +143,17 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        _await_workers(client)
         yield client
+
+
+def _await_workers(client: Client) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_WORKER_SECONDS)
+    except TimeoutError:
+        raise DklfmError(
+            f"no dask worker started within {_WORKER_SECONDS} s; look at the scheduler's log"
+        ) from None
 
 
 def _write_shard(spec: dict[str, Any], codes: Any, indices: Any, path: str) -> str:
@@ -157,7 +177,10 @@ def parse_spec(spec: Mapping[str, Any], source: str) -> tuple[System, TasksConfi
     if set(spec) - {"system", "tasks"} or not isinstance(spec.get("system"), Mapping):
         raise ConfigError(f"{source}: a simulation needs the sections system and tasks")
     system = parse_system(spec["system"], f"{source}: system")
-    return system, validate(TasksConfig, spec.get("tasks", {}), f"{source}: tasks")
+    tasks: TasksConfig = validate(TasksConfig, spec.get("tasks", {}), f"{source}: tasks")
+    if not tasks.counts.total:
+        raise ConfigError(f"{source}: tasks.counts: there are no tasks to simulate")
+    return system, tasks
 
 
 def run(

@@ -75,14 +75,17 @@ def choose_device(name: str) -> torch.device:
     """The device that a config names; ``auto`` is CUDA where there is one.
 
     Raises:
-        DklfmError: if CUDA is asked for and there is none.
+        DklfmError: if there is no such device.
     """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
         raise DklfmError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise DklfmError(f"no device {name!r}; use cpu, cuda, cuda:N or auto") from None
 
 
 class Trainer:

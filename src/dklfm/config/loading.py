@@ -72,7 +72,8 @@ def load_config(path: Path) -> Config:
 
 def _explain(detail: ErrorDetails, value: Any, kind: Any) -> str:
     """One line: the setting's path, the problem, and a near miss where a key is unknown."""
-    path = _real_path(detail["loc"], value)
+    named = detail["type"] in ("extra_forbidden", "missing")  # the last part is then a key
+    path = _real_path(detail["loc"], value, named)
     place = ".".join(path) or "the whole file"
     if detail["type"] == "extra_forbidden":
         known = _known_keys(kind, value, detail["loc"])
@@ -86,15 +87,15 @@ def _explain(detail: ErrorDetails, value: Any, kind: Any) -> str:
     return f"{place}: {message}{shown}"
 
 
-def _real_path(location: tuple[int | str, ...], value: Any) -> list[str]:
+def _real_path(location: tuple[int | str, ...], value: Any, ends_in_key: bool) -> list[str]:
     """Drop the union tags that pydantic mixes into an error's location."""
     path: list[str] = []
     for i, part in enumerate(location):
-        last = i == len(location) - 1
+        last_key = ends_in_key and i == len(location) - 1
         in_list = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
         if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
-        elif not last or not isinstance(value, Mapping):
+        elif not last_key:
             continue
         path.append(str(part))
     return path

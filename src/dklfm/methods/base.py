@@ -49,9 +49,15 @@ class Posterior:
             raise DataError("the posterior does not cover these tasks; infer them again") from None
 
     def covered(self, tasks: Tasks) -> Tasks:
-        """Those of the tasks that were inferred."""
+        """Those of the tasks that were inferred.
+
+        Raises:
+            DataError: if there are none.
+        """
         inferred = set(self.data["task"].values.tolist())
         known = [i for i, name in enumerate(tasks.data["task"].values) if name in inferred]
+        if not known:
+            raise DataError("the posterior covers none of these tasks; infer them first")
         return tasks.take(known)
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dklfm.errors import DataError
 from dklfm.model.features import FourierFeatures
 
 
@@ -104,7 +105,7 @@ class FourierEncoder(nn.Module):
         The points must be a full regular mesh in row-major order.
 
         Raises:
-            ValueError: if points are missing or the mesh is irregular.
+            DataError: if points are missing or the mesh is irregular.
         """
         shape = regular_shape(x, mask)
         values = self.lift(torch.cat([y[..., None], x], dim=-1)).mT  # set width point
@@ -118,9 +119,9 @@ def regular_shape(x: Tensor, mask: Tensor) -> tuple[int, ...]:
     """The mesh shape shared by all sets.
 
     Raises:
-        ValueError: if points are missing or do not form one regular mesh.
+        DataError: if points are missing or do not form one regular mesh.
     """
-    refuse = ValueError(
+    refuse = DataError(
         "the Fourier neural operator needs every output on one full regular mesh; "
         "use the transformer encoder for irregular or missing points"
     )

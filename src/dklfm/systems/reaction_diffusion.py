@@ -90,7 +90,7 @@ class ReactionDiffusion(System):
         factors = self._factors(draw, mesh)
         white = draw["coefficients"][: factors.force_x.shape[1], : factors.force_t.shape[1]]
         force = mesh.evaluate(factors.force_x @ white, factors.force_t)
-        lag = np.einsum("ntj,nj->tn", factors.lag, factors.amplitude @ white)
+        lag = np.einsum("ntj,nj->tn", factors.lag, factors.amplitude @ white @ factors.root_t)
         output = mesh.evaluate(factors.steady @ white, factors.settled_t)
         output += mesh.evaluate(factors.sines, lag)
         return force, np.where(mesh.fixed, 0.0, factors.production * output)
@@ -116,8 +116,9 @@ class ReactionDiffusion(System):
         output = factors.steady[at_x, :, None] * factors.settled_t[at_t, None, :]
         # Σ_n sin(nπx) a_n(i) lag_n(t, j) as one product of matrices over the modes.
         over_x = factors.sines[:, None, :] * factors.amplitude.T  # x i n
-        table = over_x.reshape(-1, over_x.shape[-1]) @ factors.lag.reshape(len(factors.lag), -1)
-        table = table.reshape(*over_x.shape[:2], *factors.lag.shape[1:])  # x i t j
+        lag = factors.lag @ factors.root_t
+        table = over_x.reshape(-1, over_x.shape[-1]) @ lag.reshape(len(lag), -1)
+        table = table.reshape(*over_x.shape[:2], *lag.shape[1:])  # x i t j
         output += table[at_x, :, at_t]
         output[mesh.fixed] = 0.0
         return force.reshape(size), factors.production * output.reshape(size)
@@ -131,7 +132,8 @@ class ReactionDiffusion(System):
         )
         root_x, root_t = _root(nodes_x, theta_x), _root(nodes_t, theta_t)
         force_x = greens.kernel(mesh.x[:, None], nodes_x, theta_x) @ root_x
-        force_t = greens.kernel(mesh.t[:, None], nodes_t, theta_t) @ root_t
+        kernel_t = greens.kernel(mesh.t[:, None], nodes_t, theta_t)
+        force_t = kernel_t @ root_t
 
         # Where u does not vanish at the ends, the sine series of y falls only as n⁻³. That of
         # y − A⁻¹u, A = λ − D ∂²/∂x², falls as n⁻⁵, and A⁻¹u is known in closed form; its share
@@ -142,7 +144,8 @@ class ReactionDiffusion(System):
         # The nodes are symmetric about 1/2, and so are the sines up to a sign.
         half = greens.sine_transform(mode, nodes_x[: len(nodes_x) // 2], theta_x)
         mirrored = ((-1.0) ** (mode + 1))[:, None] * half[:, ::-1]
-        lag = _lag(rate, mesh.t, nodes_t, root_t, theta_t)
+        lag = _lag(rate, mesh.t, nodes_t, theta_t)
+        lag += resting * kernel_t / rate[:, None, None]
         return _Factors(
             production=production,
             force_x=force_x,
@@ -151,7 +154,8 @@ class ReactionDiffusion(System):
             settled_t=(1 - resting) * force_t,
             sines=2 * np.sin(np.pi * np.outer(mesh.x, mode)),
             amplitude=np.hstack([half, mirrored]) @ root_x,
-            lag=lag + resting * force_t / rate[:, None, None],
+            lag=lag,
+            root_t=root_t,
         )
 
 
@@ -164,7 +168,8 @@ class _Factors(NamedTuple):
         steady, settled_t: ``x x i`` and ``t x j`` factors of the quasi-steady part of y/S.
         sines: ``x x mode``, 2 sin(nπx).
         amplitude: ``mode x i``, the sine transform of u.
-        lag: ``mode x t x j``, what each mode adds to its quasi-steady part.
+        lag: ``mode x t x node``, what each mode adds to its quasi-steady part.
+        root_t: ``node x j``, symmetric: from white coefficients to weights of the nodes in t.
     """
 
     production: float
@@ -175,6 +180,7 @@ class _Factors(NamedTuple):
     sines: Array
     amplitude: Array
     lag: Array
+    root_t: Array
 
 
 class _Mesh(NamedTuple):
@@ -236,7 +242,7 @@ def _root(nodes: Array, theta: float) -> Array:
     return (vectors[:, keep] / np.sqrt(values[keep])) @ vectors[:, keep].T
 
 
-def _lag(rate: Array, t: Array, nodes: Array, root: Array, theta: float) -> Array:
+def _lag(rate: Array, t: Array, nodes: Array, theta: float) -> Array:
     """∫₀ᵗ e^{−β(t−τ)} u(τ) dτ − u(t)/β, how far a mode lags its quasi-steady state.
 
     Modes with θ_t β/2 from ``greens.ASYMPTOTIC`` on take J = ``greens.ORDER`` integrations by
@@ -248,22 +254,20 @@ def _lag(rate: Array, t: Array, nodes: Array, root: Array, theta: float) -> Arra
         rate: ``mode`` decay rates β, increasing.
         t: ``time`` values.
         nodes: ``node`` times.
-        root: ``node x node`` from :func:`_root`.
         theta: θ_t.
 
     Returns:
-        ``mode x time x node``, acting on the white coefficients z of u(t) = k(t, nodes) root z.
+        ``mode x time x node``, acting on the weights w of u(t) = k(t, nodes) w.
     """
     slow = int(np.searchsorted(theta * rate / 2, greens.ASYMPTOTIC))
     beta = rate[:slow, None, None]
     response = greens.relaxation(t[:, None], nodes, beta, theta)
     response -= greens.kernel(t[:, None], nodes, theta) / beta
-    exact = response @ root
 
     beta = rate[slow:, None, None]
     times = np.append(t, 0.0)[:, None]
-    paths = greens.scaled_derivatives(times, nodes, theta, greens.ORDER) @ root  # j time node
+    paths = greens.scaled_derivatives(times, nodes, theta, greens.ORDER)  # j time node
     powers = np.vander(-1 / (theta * beta[:, 0, 0]), greens.ORDER, increasing=True) / beta[:, 0]
     settled = np.tensordot(powers[:, 1:], paths[1:, :-1], axes=1)
     initial = powers @ paths[:, -1]
-    return np.concatenate([exact, settled - np.exp(-beta * t[:, None]) * initial[:, None]])
+    return np.concatenate([response, settled - np.exp(-beta * t[:, None]) * initial[:, None]])

@@ -58,6 +58,8 @@ class Tasks:
         return variable in self.data
 
     def __getitem__(self, variable: str) -> NDArray[np.float64]:
+        if variable not in self.data:
+            raise DataError(f"tasks lack the variable {variable!r}")
         return self.data[variable].values
 
     @property
@@ -100,8 +102,7 @@ class Tasks:
             DataError: naming the task and what is wrong with it.
         """
         for name in _REQUIRED:
-            if name not in self.data:
-                raise DataError(f"tasks lack the variable {name!r}")
+            self[name]
         for name, dims in DIMENSIONS.items():
             if name in self.data and self.data[name].dims != dims:
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 from dklfm.errors import DataError
 from dklfm.tasks.schema import SPLITS, Tasks
 
+_PARSER_FAULTS = (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError)
 QUERY_POINTS = 121
 """Nodes of the even grid on which the force of a measured time course is inferred."""
 
@@ -22,11 +24,15 @@ def read_table(path: Path) -> pd.DataFrame:
         DataError: naming the row and column that cannot be used.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
+            )
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (OSError, UnicodeDecodeError, *_PARSER_FAULTS) as error:
         raise DataError(f"{path} is not a CSV table: {str(error).splitlines()[0]}") from None
+    table = table[(table != "").any(axis=1)]  # blank rows count in a row's number, no more
     missing = [name for name in ("time", "output", "value") if name not in table]
     if missing:
         raise DataError(
@@ -49,9 +55,9 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
     if column.name == "time":
         wrong |= numbers.isna()
     if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+        row = int(wrong.index[wrong][0])
         raise DataError(
-            f"{path}, row {row + 2}, column {column.name!r}: {column.iloc[row]!r} is not a number"
+            f"{path}, row {row + 2}, column {column.name!r}: {column[row]!r} is not a number"
         )
     return numbers
 

@@ -1,0 +1,83 @@
+"""Small products that many tests read, and shape checks of the model's annotations."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before any import of the model. Modules whose methods return Self cannot be checked by beartype.
+CHECKED = ("dklfm", "encoders", "features", "gaussian")
+install_import_hook([f"dklfm.model.{name}" for name in CHECKED], "beartype.beartype")
+
+from dklfm import simulate, training  # noqa: E402 - after the hook
+from dklfm.tasks import Tasks, load_tasks  # noqa: E402
+
+# The first example of a property pays for imports, and continuous integration is slow.
+settings.register_profile("dklfm", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("dklfm")
+
+SIMULATION: dict[str, Any] = {
+    "system": {
+        "name": "transcription",
+        "prior": {"name": "lognormal", "spread": 0.3},
+        "steps": 100,
+    },
+    "tasks": {
+        "counts": {"train": 16, "validation": 6, "test": 6},
+        "mesh": {"spacing": "irregular", "points": 8},
+        "query": 13,
+    },
+}
+TRAINING: dict[str, Any] = {
+    "model": {
+        "embedding": 8,
+        "encoder": {
+            "name": "transformer",
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "frequencies": 3,
+        },
+        "kernel": {"width": 16, "blocks": 1, "coordinates": 4, "amplitudes": 2},
+    },
+    "training": {"epochs": 2, "batch_size": 8, "least_points": 5, "validate_every": 1},
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def simulation_spec() -> dict[str, Any]:
+    """Settings of a small simulation, free to change."""
+    return copy.deepcopy(SIMULATION)
+
+
+@pytest.fixture
+def training_spec() -> dict[str, Any]:
+    """Settings of a short training of a small model, free to change."""
+    return copy.deepcopy(TRAINING)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of simulated tasks; only for reading."""
+    folder = tmp_path_factory.mktemp("tasks") / "small"
+    simulate.run(copy.deepcopy(SIMULATION), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tasks(store: Path) -> Tasks:
+    return load_tasks(store)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained for two epochs; only for reading."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    training.run(TRAINING, tasks, folder, system=SIMULATION["system"])
+    return folder

@@ -99,7 +99,7 @@ def test_scores_have_the_documented_columns_and_every_split(finished: Path) -> N
 
 def test_index_leads_to_stored_products(finished: Path) -> None:
     index = read_json(finished / "results" / "index.json")
-    assert set(index) == {"small/seed0/test", "small/seed0/p53-mmgmos"}
+    assert set(index) == {"small/dklfm/seed0/test", "small/dklfm/seed0/p53-mmgmos"}
     for paths in index.values():
         for kind, path in paths.items():
             suffix = ".csv" if kind == "scores" else "/manifest.json"

@@ -1,0 +1,53 @@
+"""Figures of fields and of measured time courses, drawn from made-up posteriors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dklfm import simulate
+from dklfm.config import TasksConfig, validate
+from dklfm.figures import POSTERIOR_FIGURES, save
+from dklfm.methods import Posterior
+from dklfm.systems import LotkaVolterra, ReactionDiffusion, System
+from dklfm.tasks import Tasks, load_embedded
+
+
+def fields() -> Tasks:
+    settings = {
+        "counts": {"train": 1, "validation": 0, "test": 4},
+        "mesh": {"spacing": "regular", "points": 5},
+        "query": 6,
+    }
+    config: TasksConfig = validate(TasksConfig, settings, "test")
+    codes = np.array([0, 2, 2, 2, 2], dtype=np.int8)
+    arrays = simulate.simulate(ReactionDiffusion(), config, codes, np.array([0, 0, 1, 2, 3]))
+    return simulate.assemble(ReactionDiffusion(), codes, arrays)
+
+
+def made_up(tasks: Tasks) -> Posterior:
+    rng = np.random.default_rng(0)
+    count, outputs, points = tasks["y"].shape
+    queries = tasks["x_query"].shape[1]
+    force = rng.normal(size=(count, queries))
+    values = rng.normal(size=(count, outputs, points + queries))
+    return Posterior.of(tasks, (force, np.ones_like(force)), (values, np.ones_like(values)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks", "system"),
+    [
+        ("fields", fields(), ReactionDiffusion()),
+        ("kni", load_embedded("kni"), ReactionDiffusion()),
+        ("series", load_embedded("hare-lynx"), LotkaVolterra()),
+    ],
+)
+def test_figure_is_written_as_pdf_and_png(
+    kind: str, tasks: Tasks, system: System, tmp_path: Path
+) -> None:
+    save(POSTERIOR_FIGURES[kind](tasks, made_up(tasks), system), tmp_path / kind)
+    assert (tmp_path / f"{kind}.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2

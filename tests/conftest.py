@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 
 # Before any import of the model. Modules whose methods return Self cannot be checked by beartype.
 CHECKED = ("dklfm", "encoders", "features", "gaussian")
-install_import_hook([f"dklfm.model.{name}" for name in CHECKED], "beartype.beartype")
+install_import_hook("dklfm.model", "beartype.beartype")
 
 from dklfm import simulate, training  # noqa: E402 - after the hook
 from dklfm.tasks import Tasks, load_tasks  # noqa: E402

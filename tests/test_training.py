@@ -14,9 +14,9 @@ import torch
 from dklfm import training
 from dklfm.artifacts import MANIFEST, read_json
 from dklfm.errors import ConfigError, DataError, DklfmError
-from dklfm.model import DKLFM
+from dklfm.model import DKLFM, choose_device, load_model
 from dklfm.tasks import Tasks, load_embedded
-from dklfm.training import Trainer, choose_device, load_model
+from dklfm.training import Trainer
 
 Spec = dict[str, Any]
 
@@ -108,7 +108,7 @@ def test_checkpoint_of_other_settings_is_passed_over_with_a_warning(
 ) -> None:
     interrupted(training_spec | {"seed": 5}, tasks, tmp_path, 1, monkeypatch)
     found = trained(training_spec, tasks, tmp_path)
-    assert "other settings; training starts afresh" in caplog.text
+    assert "other settings or tasks; training starts afresh" in caplog.text
     assert_identical(found, load_model(model_folder)[0].state_dict())
 
 

@@ -28,9 +28,10 @@ _RECORDED_PACKAGES = ("dklfm", "numpy", "scipy", "torch", "gpytorch", "xarray", 
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary sibling, then move it to ``path`` in one step.
+    """Let ``write`` fill a temporary sibling, then move it to ``path``.
 
-    An existing file or folder at ``path`` is replaced; a failing ``write`` leaves it untouched.
+    An existing file is replaced in one step; an existing folder is removed first, so that for a
+    moment there is none. A failing ``write`` leaves what was there untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

@@ -113,8 +113,8 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> None:
     """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
     from dklfm.methods import TrainedDKLFM, save_posterior
+    from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
-    from dklfm.training import ModelCard
 
     card = ModelCard.read(model)
     posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
@@ -192,8 +192,8 @@ def figure(
 
     from dklfm import figures
     from dklfm.methods import load_posterior
+    from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
-    from dklfm.training import ModelCard
 
     if kind == "learning":
         histories = {

@@ -8,24 +8,22 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
-from dklfm.config import ModelConfig, TrainingConfig, canonical_json, resolved, validate
-from dklfm.errors import DklfmError, ModelError
-from dklfm.model import DKLFM, Batch, Scale
+from dklfm.artifacts import dataset_digest, write_atomically
+from dklfm.config import TrainingConfig, TrainSpec, canonical_json, resolved, validate
+from dklfm.errors import DklfmError
+from dklfm.model import DKLFM, Batch, Scale, choose_device, save_model
 from dklfm.progress import progress
-from dklfm.settings import Section
 from dklfm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -34,58 +32,6 @@ NEGLIGIBLE_COUPLING = 0.02
 _SCALE_RATE = 10.0
 """Kernel and noise scales are few, well scaled and slow: they learn this much faster."""
 _CHECKPOINT_SECONDS = 20.0
-
-
-class TrainSpec(Section):
-    """Everything that determines a trained model, given its tasks."""
-
-    method: str = "dklfm"
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    seed: int = 0
-
-
-class ModelCard(Section):
-    """What the manifest of a trained model says of it.
-
-    ``system`` holds the settings of the system that its tasks were simulated from.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    spec: TrainSpec
-    scale: Scale
-    system: dict[str, Any] = Field(default_factory=dict)
-    digest: str
-    training_cpu_s: float
-    training_tasks: int
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelCard:
-        """The card of a trained model.
-
-        Raises:
-            DataError: if the folder or its manifest is missing.
-            ConfigError: if the manifest is not that of a trained model.
-        """
-        return validate(cls, read_json(folder / MANIFEST), str(folder / MANIFEST))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a config names; ``auto`` is CUDA where there is one.
-
-    Raises:
-        DklfmError: if there is no such device.
-    """
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name.startswith("cuda") and not available:
-        raise DklfmError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise DklfmError(f"no device {name!r}; use cpu, cuda, cuda:N or auto") from None
 
 
 class Trainer:
@@ -277,39 +223,6 @@ def _optimiser(model: DKLFM, config: TrainingConfig) -> tuple[torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.learning_rate), rates
 
 
-def save_model(folder: Path, model: DKLFM, scale: Scale, spec: TrainSpec, **facts: Any) -> None:
-    """Write ``weights.safetensors`` and, last, the manifest that declares the model whole."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    path = folder / "weights.safetensors"
-    write_atomically(path, lambda p: save_file(tensors, p))
-    payload = {"stage": "model", "spec": resolved(spec), "scale": asdict(scale), **facts}
-    write_manifest(folder, payload, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM, Scale]:
-    """Read a trained model and verify it.
-
-    Raises:
-        DklfmError: if the model is missing, damaged or of another architecture than it states.
-    """
-    card = ModelCard.read(folder)
-    path = folder / "weights.safetensors"
-    try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
-            raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
-        tensors = load_file(path, device=str(device))
-        model = DKLFM(card.spec.model, axes=len(card.scale.low))
-        model.load_state_dict(tensors)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); train it again") from None
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ModelError(
-            f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
-        ) from None
-    return model.to(device).eval(), card.scale
-
-
 def run(
     spec: Mapping[str, Any],
     tasks: Tasks,
@@ -331,7 +244,8 @@ def run(
     """
     checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
     trainer = Trainer(tasks, checked, choose_device(device))
-    identity = hashlib.sha256(canonical_json(resolved(checked)).encode()).hexdigest()
+    settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
+    identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
     checkpoint = folder / "partial"
     _resume(trainer, checkpoint, identity)
     last = time.monotonic()
@@ -388,7 +302,7 @@ def _resume(trainer: Trainer, folder: Path, identity: str) -> None:
         log.warning("the checkpoint %s cannot be read (%s); training starts afresh", path, error)
         return
     if metadata.get("identity") != identity:
-        log.warning("the checkpoint %s is of other settings; training starts afresh", path)
+        log.warning("the checkpoint %s is of other settings or tasks; training starts afresh", path)
         return
     trainer.restore(tensors, json.loads(metadata["plain"]))
     log.info("resumed at epoch %d from %s", trainer.epoch, path)

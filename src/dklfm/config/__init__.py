@@ -14,6 +14,7 @@ from dklfm.config.sections import (
     PeriodFeaturesConfig,
     TasksConfig,
     TrainingConfig,
+    TrainSpec,
     TransformerConfig,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Stage",
     "TasksConfig",
+    "TrainSpec",
     "TrainingConfig",
     "TransformerConfig",
     "canonical_json",

@@ -66,6 +66,11 @@ class Experiment(Section):
             raise ValueError(
                 f"{self.system.name} is defined on its domain only: set tasks.extrapolate: 0"
             )
+        for setting in ("seeds", "test_meshes", "test_queries"):
+            if len(set(getattr(self, setting))) < len(getattr(self, setting)):
+                raise ValueError(f"{setting} holds a value twice")
+        if 1.0 in self.test_meshes:
+            raise ValueError("test_meshes holds 1, which is the mesh of the test tasks themselves")
         if self.references and self.system.name != "reaction_diffusion":
             raise ValueError("references exact and mechanistic are for reaction_diffusion")
         if not (counts.train and counts.validation and counts.test):

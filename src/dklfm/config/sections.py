@@ -177,3 +177,12 @@ class TrainingConfig(Section):
         if most is not None and (least is None or least > most):
             raise ValueError(f"most_points {most} needs least_points at or below it, got {least}")
         return self
+
+
+class TrainSpec(Section):
+    """Everything that determines a trained model, given its tasks."""
+
+    method: str = "dklfm"
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = 0

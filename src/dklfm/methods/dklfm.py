@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from dklfm.methods.base import Posterior
-from dklfm.model import DKLFM, Batch, Moments, Scale
+from dklfm.model import DKLFM, Batch, Moments, Scale, choose_device, load_model
 from dklfm.tasks import Tasks
-from dklfm.training import choose_device, load_model
 
 _BATCH_ENTRIES = 20_000_000
 """Matrix entries computed at once: about a gigabyte of float64 work space."""

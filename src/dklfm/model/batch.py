@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ class Scale:
     force_sd: float
 
     @classmethod
-    def of(cls, tasks: Tasks) -> Self:
+    def of(cls, tasks: Tasks) -> Scale:
         """The scale of a training set.
 
         Raises:
@@ -86,7 +85,7 @@ class Batch:
     f: Float[Tensor, "task point"] | None = None
 
     @classmethod
-    def of(cls, tasks: Tasks, scale: Scale) -> Self:
+    def of(cls, tasks: Tasks, scale: Scale) -> Batch:
         """Standardise tasks.
 
         Raises:
@@ -106,12 +105,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
-    def take(self, tasks: Tensor | slice) -> Self:
+    def take(self, tasks: Tensor | slice) -> Batch:
         """A subset of the tasks."""
         f = None if self.f is None else self.f[tasks]
         return type(self)(self.x[tasks], self.y[tasks], self.y_sd[tasks], self.mask[tasks], f)
 
-    def points(self, chosen: Tensor) -> Self:
+    def points(self, chosen: Tensor) -> Batch:
         """A subset of the points, the same for every task."""
         return replace(
             self,
@@ -122,19 +121,19 @@ class Batch:
             f=None if self.f is None else self.f[:, chosen],
         )
 
-    def outputs(self, chosen: Tensor) -> Self:
+    def outputs(self, chosen: Tensor) -> Batch:
         """A subset of the outputs, the same for every task."""
         return replace(
             self, y=self.y[:, chosen], y_sd=self.y_sd[:, chosen], mask=self.mask[:, chosen]
         )
 
-    def reflected(self, axis: int, chosen: Bool[Tensor, " task"]) -> Self:
+    def reflected(self, axis: int, chosen: Bool[Tensor, " task"]) -> Batch:
         """The chosen tasks mirrored along one axis of the domain."""
         x = self.x.clone()
         x[chosen, :, axis] = 1 - x[chosen, :, axis]
         return replace(self, x=x)
 
-    def negated(self, scale: Scale, chosen: Bool[Tensor, " task"]) -> Self:
+    def negated(self, scale: Scale, chosen: Bool[Tensor, " task"]) -> Batch:
         """The chosen tasks with the sign of force and outputs changed, about their true zeros."""
         sign = torch.where(chosen, -1.0, 1.0)
         shift, force_shift = scale.mean / scale.sd, scale.force_mean / scale.force_sd
@@ -142,7 +141,7 @@ class Batch:
         f = None if self.f is None else sign[:, None] * (self.f + force_shift) - force_shift
         return replace(self, y=torch.where(self.mask, y, 0.0), f=f)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> Batch:
         f = None if self.f is None else self.f.to(device)
         x, y, y_sd = self.x.to(device), self.y.to(device), self.y_sd.to(device)
         return type(self)(x, y, y_sd, self.mask.to(device), f)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import gpytorch
 import torch
@@ -15,7 +15,7 @@ class LatentPoints(NamedTuple):
     coordinates: Tensor
     amplitudes: Tensor | None
 
-    def double(self) -> Self:
+    def double(self) -> LatentPoints:
         amplitudes = None if self.amplitudes is None else self.amplitudes.double()
         return self._replace(coordinates=self.coordinates.double(), amplitudes=amplitudes)
 

@@ -7,7 +7,7 @@ import numpy as np
 from dklfm.systems.base import Array
 
 _SPACING = 1 / 4
-"""Node distance in lengthscales: leaves a residual prior variance below 1e-12."""
+"""Node distance in lengthscales: leaves a residual prior variance below 1e-10."""
 _CUTOFF = 1e-13
 """Eigenvalues below this share of the largest are rounding, not signal."""
 

@@ -150,7 +150,7 @@ class Transcription(System):
             ValueError: if a time lies outside the domain.
         """
         times = x[..., 0]
-        if times.min() < 0 or times.max() > self.duration:
+        if not ((times >= 0) & (times <= self.duration)).all():
             raise ValueError(f"times must lie in [0, {self.duration:g}] {self.axes[0].unit}")
         nodes, lengthscale = self._nodes(), draws["lengthscale"]
         weights = gaussian.interpolation_weights(draws["coefficients"], nodes, lengthscale)

@@ -1,0 +1,96 @@
+"""Trained models on disk: safetensors weights and the manifest that describes them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
+from dklfm.config import TrainSpec, resolved, validate
+from dklfm.errors import DklfmError, ModelError
+from dklfm.model.batch import Scale
+from dklfm.model.dklfm import DKLFM
+from dklfm.settings import Section
+
+
+class ModelCard(Section):
+    """What the manifest of a trained model says of it.
+
+    ``system`` holds the settings of the system that its tasks were simulated from.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    spec: TrainSpec
+    scale: Scale
+    system: dict[str, Any] = Field(default_factory=dict)
+    digest: str
+    training_cpu_s: float
+    training_tasks: int
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard:
+        """The card of a trained model.
+
+        Raises:
+            DataError: if the folder or its manifest is missing.
+            ConfigError: if the manifest is not that of a trained model.
+        """
+        return validate(cls, read_json(folder / MANIFEST), str(folder / MANIFEST))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config names; ``auto`` is CUDA where there is one.
+
+    Raises:
+        DklfmError: if there is no such device.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise DklfmError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise DklfmError(f"no device {name!r}; use cpu, cuda, cuda:N or auto") from None
+
+
+def save_model(folder: Path, model: DKLFM, scale: Scale, spec: TrainSpec, **facts: Any) -> None:
+    """Write ``weights.safetensors`` and, last, the manifest that declares the model whole."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    path = folder / "weights.safetensors"
+    write_atomically(path, lambda p: save_file(tensors, p))
+    payload = {"stage": "model", "spec": resolved(spec), "scale": asdict(scale), **facts}
+    write_manifest(folder, payload, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM, Scale]:
+    """Read a trained model and verify it.
+
+    Raises:
+        DklfmError: if the model is missing, damaged or of another architecture than it states.
+    """
+    card = ModelCard.read(folder)
+    path = folder / "weights.safetensors"
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
+            raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
+        tensors = load_file(path, device=str(device))
+        model = DKLFM(card.spec.model, axes=len(card.scale.low))
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); train it again") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(
+            f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
+        ) from None
+    return model.to(device).eval(), card.scale

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggauss
-from scipy.integrate import dblquad, quad, solve_ivp
+from scipy.integrate import quad, solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 from dklfm.settings import LogNormal
@@ -78,32 +78,6 @@ def test_relaxation_where_its_branches_meet():
     rate, theta, t = 4.0, 0.5, 0.5
     expected, _ = quad(lambda tau: np.exp(-rate * (t - tau)) * k(tau, 0, theta), 0, t)
     assert greens.relaxation(t, 0.0, rate, theta) == pytest.approx(expected, abs=QUADRATURE)
-
-
-@pytest.mark.parametrize(("decay", "diffusion", "theta"), EXTREMES)
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 3), (2, 30), (300, 4), (300, 300)])
-def test_relaxation_pair_equals_quadrature(decay, diffusion, theta, n, m):
-    beta, gamma = (decay + diffusion * (mode * np.pi) ** 2 for mode in (n, m))
-    for t, s in ((0.05, 0.9), (0.7, 0.7), (1.0, 0.3)):
-        start = max(0.0, s - 50 / gamma)
-
-        def integrand(sigma, t=t, s=s):
-            return np.exp(-gamma * (s - sigma)) * greens.relaxation(t, sigma, beta, theta)
-
-        expected, _ = quad(integrand, start, s, epsabs=1e-13, limit=200)
-        actual = greens.relaxation_pair(t, s, beta, gamma, theta)
-        assert actual == pytest.approx(expected, abs=QUADRATURE)
-
-
-def test_relaxation_pair_equals_plain_double_quadrature():
-    beta, gamma, theta, t, s = 1.3, 4.2, 0.25, 0.8, 0.5
-    expected, _ = dblquad(
-        lambda tau, sigma: np.exp(-beta * (t - tau) - gamma * (s - sigma)) * k(tau, sigma, theta),
-        0, s, 0, t, epsabs=1e-11,
-    )  # fmt: skip
-    assert greens.relaxation_pair(t, s, beta, gamma, theta) == pytest.approx(
-        expected, abs=QUADRATURE
-    )
 
 
 @pytest.mark.parametrize("theta", [0.1, 0.25, 0.4])

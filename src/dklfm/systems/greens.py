@@ -56,31 +56,6 @@ def relaxation(t: ArrayLike, s: ArrayLike, rate: ArrayLike, theta: float) -> Arr
     return theta * _HALF_SQRT_PI * (head - tail)
 
 
-def relaxation_pair(
-    t: ArrayLike, s: ArrayLike, rate_t: ArrayLike, rate_s: ArrayLike, theta: float
-) -> Array:
-    """H(t, s) = ∫₀ᵗ∫₀ˢ e^{−β(t−τ)} e^{−γ(s−σ)} k(τ, σ) dσ dτ.
-
-    Since k is stationary, adding (∂_t + β)H = h(s, t; γ) to (∂_s + γ)H = h(t, s; β) and
-    subtracting (∂_t + ∂_s)H = e^{−βt} h(s, 0; γ) + e^{−γs} h(t, 0; β) leaves (β + γ)H.
-
-    Args:
-        t: end of the first integral, non-negative.
-        s: end of the second integral, non-negative.
-        rate_t: β.
-        rate_s: γ, with β + γ > 0.
-        theta: θ of the kernel, positive.
-    """
-    t, s, rate_t, rate_s = (np.asarray(value) for value in (t, s, rate_t, rate_s))
-    numerator = (
-        relaxation(s, t, rate_s, theta)
-        + relaxation(t, s, rate_t, theta)
-        - np.exp(-rate_t * t) * relaxation(s, 0.0, rate_s, theta)
-        - np.exp(-rate_s * s) * relaxation(t, 0.0, rate_t, theta)
-    )
-    return numerator / (rate_t + rate_s)
-
-
 def scaled_derivatives(a: ArrayLike, b: ArrayLike, theta: float, order: int) -> Array:
     """(θ ∂/∂a)ʲ k(a, b) = (−1)ʲ H_j(d) e^{−d²} with d = (a − b)/θ, for j = 0 … order − 1.
 

@@ -6,7 +6,11 @@ With w_n = nπ, β_n = λ + D w_n² and the integrals C, h, H of :mod:`dklfm.sys
     K_uy = S Σ_n 2 sin(w_n x') C_n(x) h_n(t', t)
     K_yy = S² Σ_nm 4 sin(w_n x) sin(w_m x') C_nm H_nm(t, t')
 
-(López-Lopera, Durrande & Álvarez 2019, section 3). H_nm is a sum of four terms, each a product
+(López-Lopera, Durrande & Álvarez 2019, section 3), where, k_t being stationary,
+
+    (β_n + β_m) H_nm(t, t') = h_m(t', t) + h_n(t, t') − e^{−β_n t} h_m(t', 0) − e^{−β_m t'} h_n(t, 0).
+
+H_nm is a sum of four terms, each a product
 of a factor in n and one in m over β_n + β_m, so the double sum is two single sums and two
 products with the matrix 4 C_nm/(β_n + β_m), and costs little more than the number of modes.
 

@@ -8,11 +8,10 @@ With w_n = nπ, β_n = λ + D w_n² and the integrals C, h, H of :mod:`dklfm.sys
 
 (López-Lopera, Durrande & Álvarez 2019, section 3), where, k_t being stationary,
 
-    (β_n + β_m) H_nm(t, t') = h_m(t', t) + h_n(t, t') − e^{−β_n t} h_m(t', 0) − e^{−β_m t'} h_n(t, 0).
+    (β_n + β_m) H_nm = h_m(t', t) + h_n(t, t') − e^{−β_n t} h_m(t', 0) − e^{−β_m t'} h_n(t, 0).
 
-H_nm is a sum of four terms, each a product
-of a factor in n and one in m over β_n + β_m, so the double sum is two single sums and two
-products with the matrix 4 C_nm/(β_n + β_m), and costs little more than the number of modes.
+Each term is a product of a factor in n and one in m, so the double sum is two single sums and
+two products with the matrix 4 C_nm/(β_n + β_m), and costs little more than the number of modes.
 
 The sums stop after the same number of modes everywhere, which makes them the exact law of the
 truncated output: positive semidefinite whatever is left out. What is left out falls as

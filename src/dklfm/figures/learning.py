@@ -30,12 +30,14 @@ def draw_learning(histories: Mapping[int, pd.DataFrame]) -> Figure:
                     axis.plot(
                         looked["epoch"], looked["validation_loss"], color=color, lw=1.0, ls=":"
                     )
-            if column == "train_loss":
-                tail = np.concatenate([h[column].iloc[len(h) // 20 :] for h in histories.values()])
-                axis.set_ylim(tail.min() - 0.2, tail.max() + 0.2)  # the first epochs are far off
+            if column != "coupling":  # the first epochs are far off
+                columns = [column, "validation_loss"] if column == "train_loss" else [column]
+                late = [h.loc[h["epoch"] > 0.15 * len(h), columns] for h in histories.values()]
+                low, high = np.nanmin(pd.concat(late)), np.nanmax(pd.concat(late))
+                axis.set_ylim(low - 0.1, max(high, 1.5 * (column != "train_loss")) + 0.1)
             axis.set_xlabel("epoch")
             axis.set_ylabel(title)
-        axes[0].set_title("solid: training, dotted: validation")
+        axes[0].set_title("solid: training, on subsets;\ndotted: validation, on all points")
         axes[1].axhline(1.419, color="0.6", lw=0.8)
         axes[1].set_title("grey: the prior alone")
         axes[2].set_ylim(bottom=0)

@@ -19,7 +19,6 @@ def draw_series(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     and scaled to the mean and standard deviation of the inferred force at its times.
     """
     correlations = reference_correlations(posterior, tasks, system)
-    axis = system.axes[0]
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
             2, len(tasks), figsize=(5.5 * len(tasks), 5), sharex=True, squeeze=False
@@ -50,6 +49,6 @@ def draw_series(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                 band(bottom, t, mean, sd, color, f"{output}, posterior")
                 bottom.plot(times, tasks["y"][i, j], ".", color=color, label=f"{output}, observed")
             bottom.set_ylabel("outputs (in units of their mean)")
-            bottom.set_xlabel(f"{axis.name} ({axis.unit})")
+            bottom.set_xlabel(tasks.axis_label(system))
             bottom.legend()
     return figure

@@ -19,7 +19,6 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     """
     split = tasks["split"]
     columns = [int(i) for s in (0, 2) for i in np.flatnonzero(split == s)[:2]]
-    axis = system.axes[0]
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
             2, len(columns), figsize=(2.6 * len(columns), 4.4), sharex=True, sharey="row"
@@ -43,7 +42,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                 band(bottom, t, mean, sd, color, output)
                 bottom.plot(t, tasks["h_query"][i, j], color=TRUTH, lw=0.8, ls="--")
                 bottom.plot(tasks["x"][i, :, 0], tasks["y"][i, j], ".", color=color, ms=3)
-            bottom.set_xlabel(f"{axis.name} ({axis.unit})")
+            bottom.set_xlabel(tasks.axis_label(system))
         axes[0, 0].set_ylabel(f"force f:\n{system.force_name}")
         axes[1, 0].set_ylabel("outputs")
         axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))

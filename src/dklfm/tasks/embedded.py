@@ -51,7 +51,9 @@ def _hare_lynx() -> Tasks:
     )
     tasks = tasks_from_table(table, "pelts.csv")
     lynx = pelts["lynx"].to_numpy(dtype=float)[None]
-    return Tasks(tasks.data.assign(reference_lynx=(("task", "point"), lynx)))
+    axis = xr.DataArray(["time"], dims="axis", attrs={"unit": ["years since 1900"]})
+    data = tasks.data.assign(reference_lynx=(("task", "point"), lynx))
+    return Tasks(data.assign_coords(axis=axis))
 
 
 def _kni() -> Tasks:

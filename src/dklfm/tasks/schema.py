@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dklfm.artifacts import load_dataset
 from dklfm.errors import DataError
+from dklfm.systems import System
 
 SPLITS = ("train", "validation", "test")
 SHOWN_TRAINING_TASKS = 4
@@ -73,6 +74,13 @@ class Tasks:
         if "low" in about:
             return np.array(about["low"], dtype=float), np.array(about["high"], dtype=float)
         return np.nanmin(self["x"], axis=(0, 1)), np.nanmax(self["x"], axis=(0, 1))
+
+    def axis_label(self, system: System) -> str:
+        """Name and unit of the first input, as the tasks state it or else the system."""
+        axis = system.axes[0]
+        about = self.data["axis"].attrs if "axis" in self.data.coords else {}
+        unit = about.get("unit", [axis.unit])[0]
+        return f"{axis.name} ({unit})" if unit else axis.name
 
     def split(self, name: str) -> Self:
         """The tasks of one split.

@@ -131,6 +131,12 @@ METRICS = (
         _output_mse("query", scaled=True),
         "output_mse at the query points, where nothing was observed",
     ),
+    Metric(
+        "output_mse_heldout_raw",
+        "h_query",
+        _output_mse("query", scaled=False),
+        "output_mse_heldout in the outputs' own units",
+    ),
     Metric("force_nll", "f", _force(gaussian_nll), "Gaussian NLL of the force, nats a point"),
     Metric(
         "output_nll",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dklfm.methods.base import Posterior
-from dklfm.model import DKLFM, Batch, Moments, Scale, choose_device, load_model
+from dklfm.model import DKLFM, Batch, ModelCard, Moments, Scale, choose_device, load_model
 from dklfm.tasks import Tasks
 
 _BATCH_ENTRIES = 20_000_000
@@ -17,12 +17,13 @@ _BATCH_ENTRIES = 20_000_000
 
 
 class TrainedDKLFM:
-    """Exact Gaussian conditioning under a trained deep kernel."""
+    """Exact Gaussian conditioning under a trained deep kernel, its force variances calibrated."""
 
     name = "dklfm"
 
-    def __init__(self, model: DKLFM, scale: Scale) -> None:
+    def __init__(self, model: DKLFM, scale: Scale, force_variance_factor: float = 1.0) -> None:
         self.model, self.scale = model, scale
+        self.force_variance_factor = force_variance_factor
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -32,7 +33,8 @@ class TrainedDKLFM:
         Raises:
             DklfmError: if the weights or the device cannot be used.
         """
-        return cls(*load_model(folder, choose_device(device)))
+        model, scale = load_model(folder, choose_device(device))
+        return cls(model, scale, ModelCard.read(folder).force_variance_factor)
 
     def infer(self, tasks: Tasks) -> Posterior:
         started = time.process_time()
@@ -53,7 +55,8 @@ class TrainedDKLFM:
 
         scale = self.scale
         force_mean = gathered("force_mean", scale.force_sd, scale.force_mean)[:, points:]
-        force_sd = np.sqrt(gathered("force_variance", scale.force_sd**2))[:, points:]
+        force_scale = self.force_variance_factor * scale.force_sd**2
+        force_sd = np.sqrt(gathered("force_variance", force_scale))[:, points:]
         output_mean = gathered("output_mean", scale.sd, scale.mean)
         output_sd = np.sqrt(gathered("output_variance", scale.sd**2))
         seconds = time.process_time() - started

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveFloat
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +23,8 @@ from dklfm.settings import Section
 class ModelCard(Section):
     """What the manifest of a trained model says of it.
 
-    ``system`` holds the settings of the system that its tasks were simulated from.
+    ``system`` holds the settings of the system that its tasks were simulated from;
+    ``force_variance_factor`` is what calibration found the force's variances must be scaled by.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -32,6 +33,7 @@ class ModelCard(Section):
     scale: Scale
     system: dict[str, Any] = Field(default_factory=dict)
     digest: str
+    force_variance_factor: PositiveFloat
     training_cpu_s: float
     training_tasks: int
 

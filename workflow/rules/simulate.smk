@@ -8,6 +8,8 @@ rule simulate:
         f"{RESULTS}/benchmarks/simulate/{{name}}.tsv"
     wildcard_constraints:
         name=names("tasks", lambda stage: "system" in stage.spec),
+    # First of all: a job of several threads could wait for all trainings to end.
+    priority: 10
     threads: 2
     resources:
         mem_mb=4000,

@@ -61,6 +61,6 @@ def draw_fields(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                         panel.set_ylabel(f"{name}\n{kind}\n\n{space.name}")
             kind = SPLITS[split[i]].replace("train", "training")
             mse = np.mean(np.square(posterior["force_mean"][i] - tasks["f"][i]))
-            axes[0, column].set_title(f"{kind} task\nforce MSE {mse:.3f}")
+            axes[0, column].set_title(f"{kind} task\nforce MSE {mse:.2g}")
             axes[-1, column].set_xlabel(time.name)
     return figure

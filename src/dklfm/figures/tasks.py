@@ -24,9 +24,10 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             2, len(columns), figsize=(2.6 * len(columns), 4.4), sharex=True, sharey="row"
         )
         low, high = (float(bound[0]) for bound in tasks.domain)
+        beyond = tasks["x_query"].max() > high
         for column, i in enumerate(columns):
             top, bottom = axes[:, column]
-            if tasks["x_query"].max() > high:  # an extrapolation: shade what was trained on
+            if beyond:
                 for panel in (top, bottom):
                     panel.axvspan(low, high, color="0.92", lw=0)
             t = tasks["x_query"][i, :, 0]
@@ -35,7 +36,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             name = SPLITS[split[i]]
             error = np.mean((posterior["force_mean"][i] - tasks["f"][i]) ** 2)
             kind = "training" if name == "train" else name
-            top.set_title(f"{kind} task (force MSE {error:.3f})")
+            top.set_title(f"{kind} task (force MSE {error:.2g})")
             for j, output in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
                 mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
@@ -43,8 +44,9 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                 bottom.plot(t, tasks["h_query"][i, j], color=TRUTH, lw=0.8, ls="--")
                 bottom.plot(tasks["x"][i, :, 0], tasks["y"][i, j], ".", color=color, ms=3)
             bottom.set_xlabel(tasks.axis_label(system))
+        note = "dots: observed" + ("\nshaded: training range" if beyond else "")
         axes[0, 0].set_ylabel(f"force f:\n{system.force_name}")
         axes[1, 0].set_ylabel("outputs")
         axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-        axes[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="dots: observed")
+        axes[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title=note)
     return figure

@@ -184,7 +184,8 @@ def figure(
     kind: Annotated[str, typer.Argument(help="learning, or tasks, fields, kni, p53, series.")],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; a .pdf and a .png are made.")],
     inputs: Annotated[
-        list[Path], typer.Argument(help="learning: MODEL ...; the others: TASKS POSTERIOR.")
+        list[Path],
+        typer.Argument(help="learning: MODEL ...; others: TASKS POSTERIOR; fields: + REFERENCE."),
     ],
 ) -> None:
     """Draw a figure from stored products."""
@@ -201,13 +202,15 @@ def figure(
         }
         figures.save(figures.draw_learning(histories), stem)
         return
-    if kind not in figures.POSTERIOR_FIGURES or len(inputs) != 2:
+    allowed = (2, 3) if kind == "fields" else (2,)
+    if kind not in figures.POSTERIOR_FIGURES or len(inputs) not in allowed:
         raise DklfmError(
             f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm figure --help"
         )
     shown = load_tasks(inputs[0]).to_show()
     inferred, system = load_posterior(inputs[1])
-    drawn = figures.POSTERIOR_FIGURES[kind](shown, inferred.at(shown), system)
+    floors = [load_posterior(path)[0] for path in inputs[2:]]
+    drawn = figures.POSTERIOR_FIGURES[kind](shown, inferred.at(shown), system, *floors)
     figures.save(drawn, stem)
 
 

@@ -189,7 +189,9 @@ def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) 
     for e in trained:
         if e.seed == first and e.split == "test":
             kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
-            yield Stage("figure", f"{label}_tasks", {"figure": kind}, (e.tasks, e.posterior))
+            floors = [f.posterior for f in evaluations if f.method == "mechanistic"]
+            shown = (e.tasks, e.posterior, *floors)
+            yield Stage("figure", f"{label}_tasks", {"figure": kind}, shown)
         if e.seed == first and e.split in experiment.datasets:
             name = f"{label}_{e.tasks.label}"
             kind = e.split.split("-")[0] if e.split != "hare-lynx" else "series"

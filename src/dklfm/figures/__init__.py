@@ -11,17 +11,14 @@ from dklfm.figures.p53 import draw_p53
 from dklfm.figures.series import draw_series
 from dklfm.figures.style import save
 from dklfm.figures.tasks import draw_tasks
-from dklfm.methods import Posterior
-from dklfm.systems import System
-from dklfm.tasks import Tasks
 
-POSTERIOR_FIGURES: dict[str, Callable[[Tasks, Posterior, System], Figure]] = {
+POSTERIOR_FIGURES: dict[str, Callable[..., Figure]] = {
     "tasks": draw_tasks,
     "fields": draw_fields,
     "kni": draw_kni,
     "p53": draw_p53,
     "series": draw_series,
 }
-"""Figures drawn from tasks and their posterior, by name."""
+"""Figures drawn from tasks, their posterior and its system, by name."""
 
 __all__ = ["POSTERIOR_FIGURES", "draw_learning", "save"]

@@ -15,10 +15,13 @@ from dklfm.tasks import SPLITS, Tasks
 Field = NDArray[np.float64]
 
 
-def draw_fields(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
+def draw_fields(
+    tasks: Tasks, posterior: Posterior, system: System, floor: Posterior | None = None
+) -> Figure:
     """A training task and the first four test tasks, one a column, on the query mesh.
 
-    Truth and inference share a colour scale; the error has its own row and scale.
+    Truth and inference share a colour scale; the error has its own row and scale. The error of
+    ``floor``, a reference method's posterior of the test tasks, stands beside the model's.
     """
     split = tasks["split"]
     columns = [int(np.flatnonzero(split == 0)[0]), *map(int, np.flatnonzero(split == 2)[:4])]
@@ -61,6 +64,10 @@ def draw_fields(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                         panel.set_ylabel(f"{name}\n{kind}\n\n{space.name}")
             kind = SPLITS[split[i]].replace("train", "training")
             mse = np.mean(np.square(posterior["force_mean"][i] - tasks["f"][i]))
-            axes[0, column].set_title(f"{kind} task\nforce MSE {mse:.2g}")
+            title = f"{kind} task\nforce MSE {mse:.2g}"
+            if floor is not None and kind == "test":
+                best = floor.at(tasks.take([i]))["force_mean"][0]
+                title += f" (floor {np.mean(np.square(best - tasks['f'][i])):.2g})"
+            axes[0, column].set_title(title)
             axes[-1, column].set_xlabel(time.name)
     return figure

@@ -1,8 +1,8 @@
 """Products on disk: written whole or not at all, and verified against a manifest when read.
 
-A product is a folder ``<kind>/<label>-<key>/`` holding its payload, the settings that made it
-(``config.json``) and, written last, ``manifest.json``. Without a manifest a product does not
-exist: zarr reads a missing chunk as NaN without a word, so nothing else is proof of wholeness.
+A product is a folder ``<kind>/<label>-<key>/`` holding its payload and, written last,
+``manifest.json`` with the settings that made it. Without a manifest a product does not exist:
+zarr reads a missing chunk as NaN without a word, so nothing else is proof of wholeness.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -90,7 +92,7 @@ class ReactionDiffusion(System):
         factors = self._factors(draw, mesh)
         white = draw["coefficients"][: factors.force_x.shape[1], : factors.force_t.shape[1]]
         force = mesh.evaluate(factors.force_x @ white, factors.force_t)
-        lag = np.einsum("ntj,nj->tn", factors.lag, factors.amplitude @ white @ factors.root_t)
+        lag = factors.lag((factors.amplitude @ white)[..., None])[..., 0].T
         output = mesh.evaluate(factors.steady @ white, factors.settled_t)
         output += mesh.evaluate(factors.sines, lag)
         return force, np.where(mesh.fixed, 0.0, factors.production * output)
@@ -116,7 +118,7 @@ class ReactionDiffusion(System):
         output = factors.steady[at_x, :, None] * factors.settled_t[at_t, None, :]
         # Σ_n sin(nπx) a_n(i) lag_n(t, j) as one product of matrices over the modes.
         over_x = factors.sines[:, None, :] * factors.amplitude.T  # x i n
-        lag = factors.lag @ factors.root_t
+        lag = factors.lag(np.eye(factors.force_t.shape[1])[None])
         table = over_x.reshape(-1, over_x.shape[-1]) @ lag.reshape(len(lag), -1)
         table = table.reshape(*over_x.shape[:2], *lag.shape[1:])  # x i t j
         output += table[at_x, :, at_t]
@@ -132,8 +134,7 @@ class ReactionDiffusion(System):
         )
         root_x, root_t = _root(nodes_x, theta_x), _root(nodes_t, theta_t)
         force_x = greens.kernel(mesh.x[:, None], nodes_x, theta_x) @ root_x
-        kernel_t = greens.kernel(mesh.t[:, None], nodes_t, theta_t)
-        force_t = kernel_t @ root_t
+        force_t = greens.kernel(mesh.t[:, None], nodes_t, theta_t) @ root_t
 
         # Where u does not vanish at the ends, the sine series of y falls only as n⁻³. That of
         # y − A⁻¹u, A = λ − D ∂²/∂x², falls as n⁻⁵, and A⁻¹u is known in closed form; its share
@@ -144,8 +145,6 @@ class ReactionDiffusion(System):
         # The nodes are symmetric about 1/2, and so are the sines up to a sign.
         half = greens.sine_transform(mode, nodes_x[: len(nodes_x) // 2], theta_x)
         mirrored = ((-1.0) ** (mode + 1))[:, None] * half[:, ::-1]
-        lag = _lag(rate, mesh.t, nodes_t, theta_t)
-        lag += resting * kernel_t / rate[:, None, None]
         return _Factors(
             production=production,
             force_x=force_x,
@@ -154,8 +153,7 @@ class ReactionDiffusion(System):
             settled_t=(1 - resting) * force_t,
             sines=2 * np.sin(np.pi * np.outer(mesh.x, mode)),
             amplitude=np.hstack([half, mirrored]) @ root_x,
-            lag=lag,
-            root_t=root_t,
+            lag=partial(_lag, rate, mesh.t, nodes_t, root_t, theta_t),
         )
 
 
@@ -168,8 +166,7 @@ class _Factors(NamedTuple):
         steady, settled_t: ``x x i`` and ``t x j`` factors of the quasi-steady part of y/S.
         sines: ``x x mode``, 2 sin(nπx).
         amplitude: ``mode x i``, the sine transform of u.
-        lag: ``mode x t x node``, what each mode adds to its quasi-steady part.
-        root_t: ``node x j``, symmetric: from white coefficients to weights of the nodes in t.
+        lag: what each mode adds to its quasi-steady part, by :func:`_lag`.
     """
 
     production: float
@@ -179,8 +176,7 @@ class _Factors(NamedTuple):
     settled_t: Array
     sines: Array
     amplitude: Array
-    lag: Array
-    root_t: Array
+    lag: Callable[[Array], Array]
 
 
 class _Mesh(NamedTuple):
@@ -242,8 +238,8 @@ def _root(nodes: Array, theta: float) -> Array:
     return (vectors[:, keep] / np.sqrt(values[keep])) @ vectors[:, keep].T
 
 
-def _lag(rate: Array, t: Array, nodes: Array, theta: float) -> Array:
-    """∫₀ᵗ e^{−β(t−τ)} u(τ) dτ − u(t)/β, how far a mode lags its quasi-steady state.
+def _lag(rate: Array, t: Array, nodes: Array, root: Array, theta: float, white: Array) -> Array:
+    """∫₀ᵗ e^{−β(t−τ)} u(τ) dτ − (1 − e^{−β_N t}) u(t)/β, how far a mode lags its resting state.
 
     Modes with θ_t β/2 from ``greens.ASYMPTOTIC`` on take J = ``greens.ORDER`` integrations by
     parts, Σ_{j=1}^{J−1} (−1)ʲ u⁽ʲ⁾(t)/βʲ⁺¹ − e^{−βt} Σ_{j=0}^{J−1} (−1)ʲ u⁽ʲ⁾(0)/βʲ⁺¹: far
@@ -251,23 +247,33 @@ def _lag(rate: Array, t: Array, nodes: Array, theta: float) -> Array:
     than k, so the remainder is 1e-8 of the mode.
 
     Args:
-        rate: ``mode`` decay rates β, increasing.
+        rate: ``mode`` decay rates β, increasing; the last is β_N.
         t: ``time`` values.
         nodes: ``node`` times.
+        root: ``node x node`` from :func:`_root`.
         theta: θ_t.
+        white: ``mode x node x column`` coefficients z of u(t) = k(t, nodes) root z, or
+            ``1 x node x column`` where they are the same for every mode.
 
     Returns:
-        ``mode x time x node``, acting on the weights w of u(t) = k(t, nodes) w.
+        ``mode x time x column``.
     """
     slow = int(np.searchsorted(theta * rate / 2, greens.ASYMPTOTIC))
+    own = len(white) > 1
     beta = rate[:slow, None, None]
     response = greens.relaxation(t[:, None], nodes, beta, theta)
     response -= greens.kernel(t[:, None], nodes, theta) / beta
+    exact = (response @ root) @ (white[:slow] if own else white)
 
-    beta = rate[slow:, None, None]
     times = np.append(t, 0.0)[:, None]
-    paths = greens.scaled_derivatives(times, nodes, theta, greens.ORDER)  # j time node
-    powers = np.vander(-1 / (theta * beta[:, 0, 0]), greens.ORDER, increasing=True) / beta[:, 0]
-    settled = np.tensordot(powers[:, 1:], paths[1:, :-1], axes=1)
-    initial = powers @ paths[:, -1]
-    return np.concatenate([response, settled - np.exp(-beta * t[:, None]) * initial[:, None]])
+    derivatives = greens.scaled_derivatives(times, nodes, theta, greens.ORDER) @ root
+    columns = np.moveaxis(white, 1, 0)  # node mode column
+    paths = np.tensordot(derivatives, columns, axes=1)  # j time mode column
+    beta = rate[slow:, None]
+    powers = np.vander(-1 / (theta * beta[:, 0]), greens.ORDER, increasing=True) / beta
+    late = paths[:, :, slow:] if own else paths
+    settled = np.einsum("nj,jtnc->ntc", powers[:, 1:], late[1:, :-1])
+    initial = np.einsum("nj,jnc->nc", powers, late[:, -1])
+    decayed = np.exp(-beta * t)[..., None] * initial[:, None]
+    resting = (np.exp(-rate[-1] * t)[:, None, None] * paths[0, :-1]).swapaxes(0, 1)
+    return np.concatenate([exact, settled - decayed]) + resting / rate[:, None, None]

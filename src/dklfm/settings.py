@@ -21,8 +21,8 @@ class Constant(Section):
     name: Literal["constant"] = "constant"
     value: float
 
-    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
-        return self.value if size is None else np.full(size, self.value)
+    def sample(self, rng: np.random.Generator) -> float:
+        return self.value
 
     def quantile(self, probability: float) -> float:
         return self.value
@@ -45,8 +45,8 @@ class Uniform(Section):
             raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
         return self
 
-    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
-        return rng.uniform(self.low, self.high, size)
+    def sample(self, rng: np.random.Generator) -> float:
+        return rng.uniform(self.low, self.high)
 
     def quantile(self, probability: float) -> float:
         return self.low + (self.high - self.low) * probability
@@ -62,8 +62,8 @@ class LogUniform(Uniform):
     name: Literal["loguniform"] = "loguniform"  # type: ignore[assignment]  # narrows the tag
     low: Annotated[float, Field(gt=0)]
 
-    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
-        return np.exp(rng.uniform(np.log(self.low), np.log(self.high), size))
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
 
     def quantile(self, probability: float) -> float:
         return self.low * (self.high / self.low) ** probability
@@ -76,8 +76,8 @@ class LogNormal(Section):
     median: Annotated[float, Field(gt=0)]
     spread: Annotated[float, Field(ge=0)]
 
-    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
-        return self.median * np.exp(self.spread * rng.standard_normal(size))
+    def sample(self, rng: np.random.Generator) -> float:
+        return self.median * float(np.exp(self.spread * rng.standard_normal()))
 
     def quantile(self, probability: float) -> float:
         return self.median * float(np.exp(self.spread * ndtri(probability)))

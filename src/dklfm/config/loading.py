@@ -81,18 +81,12 @@ def _explain(detail: ErrorDetails, value: Any, kind: Any) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
         return f"{place}: unknown key{hint}"
     if detail["type"] == "union_tag_not_found":
-        return f"{place}: needs a name; {_choices(detail)}"
+        return f"{place}: needs a name; config/README.md lists the choices"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = detail["input"]
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool | None) else ""
     return f"{place}: {message}{shown}"
-
-
-def _choices(detail: ErrorDetails) -> str:
-    """The names that a union offers, from the error that misses one."""
-    kinds = detail.get("ctx", {}).get("discriminator", "'name'")
-    return f"set {kinds} to one of those in config/README.md"
 
 
 def _real_path(location: tuple[int | str, ...], value: Any, ends_in_key: bool) -> list[str]:

@@ -36,7 +36,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             name = SPLITS[split[i]]
             error = np.mean((posterior["force_mean"][i] - tasks["f"][i]) ** 2)
             kind = "training" if name == "train" else name
-            top.set_title(f"{kind} task (force MSE {error:.2g})")
+            top.set_title(f"{kind} task\nforce MSE {error:.2g}")
             for j, output in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
                 mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))

@@ -104,8 +104,9 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 
     settings = _read_spec(spec)
     loaded = load_tasks(tasks)
-    system = read_json(tasks / MANIFEST).get("spec", {}).get("system")
-    training.run(settings, loaded, out, device, system=system)
+    manifest = read_json(tasks / MANIFEST)
+    system, cost = manifest.get("spec", {}).get("system"), manifest.get("simulation_cpu_s", 0.0)
+    training.run(settings, loaded, out, device, system=system, simulation_cpu_s=cost)
 
 
 @app.command()

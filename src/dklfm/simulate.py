@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ SHARD = 64
 """Tasks a shard: large enough to batch the solver, small enough to lose little."""
 _WORKER_SECONDS = 120
 _STREAMS = ("draw", "mesh", "noise")
+_CPU_SECONDS = "cpu_seconds"
 log = logging.getLogger(__name__)
 
 
@@ -158,7 +160,9 @@ def _await_workers(client: Client) -> None:
 
 def _write_shard(spec: dict[str, Any], codes: Any, indices: Any, path: str) -> str:
     system, config = parse_spec(spec, "the simulation settings")
+    started = time.process_time()
     arrays = simulate(system, config, codes, indices)
+    arrays[_CPU_SECONDS] = np.asarray(time.process_time() - started)
 
     def write(sibling: Path) -> None:
         with sibling.open("wb") as handle:  # a name would have .npz appended to it
@@ -220,8 +224,10 @@ def run(
     for path in paths:
         with np.load(path, allow_pickle=False) as shard:
             parts.append(dict(shard))
+    cpu_seconds = sum(float(part.pop(_CPU_SECONDS)) for part in parts)
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     tasks = assemble(system, codes, arrays)
-    save_dataset(folder, tasks.data, {"stage": "tasks", "spec": spec, "tasks": len(tasks)})
+    facts = {"tasks": len(tasks), "simulation_cpu_s": cpu_seconds}
+    save_dataset(folder, tasks.data, {"stage": "tasks", "spec": spec, **facts})
     shutil.rmtree(folder / "partial")
     return tasks

@@ -250,6 +250,7 @@ def run(
     folder: Path,
     device: str = "cpu",
     system: Mapping[str, Any] | None = None,
+    simulation_cpu_s: float = 0.0,
 ) -> None:
     """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
 
@@ -259,6 +260,7 @@ def run(
         folder: where weights, history and manifest go.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         system: the settings of the tasks' system, kept beside the weights.
+        simulation_cpu_s: what the tasks cost, likewise.
 
     Raises:
         DklfmError: if the settings, the tasks or the device cannot be used.
@@ -296,6 +298,7 @@ def run(
         checked,
         system=dict(system or {}),
         force_variance_factor=factor,
+        simulation_cpu_s=simulation_cpu_s,
         training_cpu_s=trainer.cpu_seconds,
         training_tasks=len(trainer.train),
         validation_force_nll=-trainer.best_density,

@@ -34,6 +34,7 @@ class ModelCard(Section):
     system: dict[str, Any] = Field(default_factory=dict)
     digest: str
     force_variance_factor: PositiveFloat
+    simulation_cpu_s: float = 0.0
     training_cpu_s: float
     training_tasks: int
 

@@ -28,8 +28,9 @@ class Posterior:
     | ``output_mean``, ``output_sd``       | task, output, point | at ``x``             |
     | ``output_query_mean``, ``..._sd``    | task, output, query | at ``x_query``       |
 
-    The attribute ``inference_cpu_s`` is the CPU seconds a task took, ``training_cpu_s`` what the
-    method had spent before.
+    A method that infers no force, or no outputs, leaves their variables out. ``cpu_seconds``
+    (task) is what inference took; the attributes ``simulation_cpu_s`` and ``training_cpu_s`` are
+    what the method had spent before.
     """
 
     data: xr.Dataset
@@ -64,9 +65,9 @@ class Posterior:
     def of(
         cls,
         tasks: Tasks,
-        force: tuple[NDArray[np.float64], NDArray[np.float64]],
-        outputs: tuple[NDArray[np.float64], NDArray[np.float64]],
-        cpu_seconds: float,
+        force: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+        outputs: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+        cpu_seconds: NDArray[np.float64] | float,
     ) -> Posterior:
         """Name the dimensions of plain arrays.
 
@@ -74,27 +75,34 @@ class Posterior:
             tasks: the tasks inferred.
             force: mean and standard deviation, ``task x query``.
             outputs: mean and standard deviation, ``task x output x (point, query)``.
-            cpu_seconds: spent on all tasks together.
+            cpu_seconds: spent on each task, or on all of them together.
         """
         points = tasks["x"].shape[1]
+        shares = cpu_seconds / len(tasks) if isinstance(cpu_seconds, float) else cpu_seconds
         data: dict[str, tuple[tuple[str, ...], NDArray[np.float64]]] = {
-            "force_mean": (("task", "query"), force[0]),
-            "force_sd": (("task", "query"), force[1]),
+            "cpu_seconds": (("task",), np.broadcast_to(shares, len(tasks)).copy())
         }
-        for name, values in zip(("mean", "sd"), outputs, strict=True):
-            data[f"output_{name}"] = (("task", "output", "point"), values[..., :points])
-            data[f"output_query_{name}"] = (("task", "output", "query"), values[..., points:])
+        if force is not None:
+            data["force_mean"] = (("task", "query"), force[0])
+            data["force_sd"] = (("task", "query"), force[1])
+        if outputs is not None:
+            for name, values in zip(("mean", "sd"), outputs, strict=True):
+                data[f"output_{name}"] = (("task", "output", "point"), values[..., :points])
+                data[f"output_query_{name}"] = (("task", "output", "query"), values[..., points:])
         coords = {name: tasks.data[name] for name in ("task", "output")}
-        attrs = {"inference_cpu_s": cpu_seconds / len(tasks)}
-        return cls(xr.Dataset(data, coords=coords, attrs=attrs))
+        return cls(xr.Dataset(data, coords=coords))
 
 
 def save_posterior(
-    folder: Path, posterior: Posterior, system: Mapping[str, Any], training_cpu_s: float = 0.0
+    folder: Path,
+    posterior: Posterior,
+    system: Mapping[str, Any],
+    training_cpu_s: float = 0.0,
+    simulation_cpu_s: float = 0.0,
 ) -> None:
     """Store a posterior with the settings of the system that was inferred."""
     description = {"stage": "posterior", "system": dict(system)}
-    attrs = {"training_cpu_s": training_cpu_s}
+    attrs = {"training_cpu_s": training_cpu_s, "simulation_cpu_s": simulation_cpu_s}
     save_dataset(folder, posterior.data.assign_attrs(attrs), description)
 
 

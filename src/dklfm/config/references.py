@@ -1,0 +1,73 @@
+"""Methods that fit every task by itself, as they are named in a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from dklfm.config.sections import PositiveFloat, PositiveInt
+from dklfm.settings import Section
+
+
+class _Reference(Section):
+    """``tasks``: how many test tasks are fitted, the first ones; all of them if null."""
+
+    tasks: PositiveInt | None = None
+
+
+class ExactConfig(_Reference):
+    """Gaussian conditioning with the true parameters; for linear equations."""
+
+    name: Literal["exact"] = "exact"
+
+
+class MechanisticConfig(_Reference):
+    """The equation itself, told the prior; or told the true parameters, in ``_known``.
+
+    The mode of the posterior is sought from the best of ``starts`` draws of the prior; ``samples``
+    importance weights correct the Laplace approximation there.
+    """
+
+    name: Literal["mechanistic", "mechanistic_known"] = "mechanistic"
+    starts: PositiveInt = 16
+    samples: PositiveInt = 512
+
+
+class AlfiConfig(_Reference):
+    """Variational inducing points for the force, through a differentiable solver.
+
+    All parameters are free, or some ``_anchored`` at the truth to fix the force's scale, or all
+    ``_known``.
+    """
+
+    name: Literal["alfi", "alfi_anchored", "alfi_known"] = "alfi"
+    inducing: PositiveInt = 16
+    """Inducing points an axis."""
+    iterations: PositiveInt = 400
+    learning_rate: PositiveFloat = 0.03
+    samples: PositiveInt = 8
+    """Force samples a step."""
+
+
+class DeepLFMConfig(_Reference):
+    """A deep Gaussian process of random features of the equation dy/dt + γy = u."""
+
+    name: Literal["deeplfm"] = "deeplfm"
+    layers: PositiveInt = 2
+    width: PositiveInt = 3
+    features: PositiveInt = 100
+    samples: PositiveInt = 100
+    iterations: PositiveInt = 500
+    learning_rate: PositiveFloat = 0.01
+
+
+def _bare_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+ReferenceConfig = ExactConfig | MechanisticConfig | AlfiConfig | DeepLFMConfig
+AnyReference = Annotated[
+    Annotated[ReferenceConfig, Field(discriminator="name")], BeforeValidator(_bare_name)
+]
+"""In YAML: ``mechanistic`` or ``{name: mechanistic, tasks: 64}``."""

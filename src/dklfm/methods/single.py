@@ -1,0 +1,121 @@
+"""Fitting tasks one by one: each fit is kept as soon as it is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dklfm.artifacts import write_atomically
+from dklfm.methods.base import Posterior
+from dklfm.progress import progress
+from dklfm.tasks import Tasks
+
+Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
+
+
+class TaskPosterior(NamedTuple):
+    """Posterior moments of one task.
+
+    Attributes:
+        force_mean, force_variance: ``query`` moments; None if the method infers no force.
+        output_mean, output_variance: ``output x (point, query)`` moments of the noise-free outputs.
+        effective_sample_size: of the importance weights behind the moments, if there are any.
+    """
+
+    force_mean: Array | None
+    force_variance: Array | None
+    output_mean: Array
+    output_variance: Array
+    effective_sample_size: float | None = None
+
+
+class TaskMethod(Protocol):
+    """A method that needs no training and looks at one task alone."""
+
+    name: str
+
+    def fit(self, task: Tasks) -> TaskPosterior:
+        """The posterior of the only task given.
+
+        Raises:
+            DataError: if the task does not state what the method needs.
+        """
+        ...
+
+
+def fit_each(method: TaskMethod, tasks: Tasks, kept: Path | None = None) -> Posterior:
+    """Fit every task, each once: an interrupted run loses the fit that it was at.
+
+    Args:
+        method: fits one task.
+        tasks: all to be fitted.
+        kept: folder of finished fits, of these very tasks and settings; made if missing.
+    """
+    fits, seconds = [], []
+    for i in progress(range(len(tasks)), method.name):
+        name = tasks.data["task"].values[i]
+        path = None if kept is None else kept / f"task-{name}.npz"
+        found = None if path is None else _load(path)
+        if found is None:
+            started = time.process_time()
+            fit = method.fit(tasks.take([i]))
+            found = fit, time.process_time() - started
+            if path is not None:
+                _save(path, *found)
+        fits.append(found[0])
+        seconds.append(found[1])
+
+    def both(mean: str, variance: str) -> tuple[Array, Array]:
+        return (
+            np.stack([getattr(fit, mean) for fit in fits]),
+            np.sqrt(np.stack([getattr(fit, variance) for fit in fits])),
+        )
+
+    posterior = Posterior.of(
+        tasks,
+        None if fits[0].force_mean is None else both("force_mean", "force_variance"),
+        both("output_mean", "output_variance"),
+        np.array(seconds),
+    )
+    if fits[0].effective_sample_size is None:
+        return posterior
+    sizes = np.array([fit.effective_sample_size for fit in fits])
+    return Posterior(posterior.data.assign(effective_sample_size=("task", sizes)))
+
+
+def _save(path: Path, fit: TaskPosterior, seconds: float) -> None:
+    arrays = {name: value for name, value in fit._asdict().items() if value is not None}
+
+    def write(sibling: Path) -> None:
+        with sibling.open("wb") as handle:  # a name would have .npz appended to it
+            np.savez(handle, cpu_seconds=seconds, **arrays)
+
+    write_atomically(path, write)
+
+
+def _load(path: Path) -> tuple[TaskPosterior, float] | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        seconds = float(arrays.pop("cpu_seconds"))
+        size = arrays.pop("effective_sample_size", None)
+        size = None if size is None else float(size)
+        force = {name: arrays.get(name) for name in ("force_mean", "force_variance")}
+        return TaskPosterior(
+            **force,
+            output_mean=arrays["output_mean"],
+            output_variance=arrays["output_variance"],
+            effective_sample_size=size,
+        ), seconds
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        log.warning("the finished fit %s cannot be read (%s); it is made again", path, error)
+        return None

@@ -9,5 +9,6 @@ rule all:
     default_target: True
     input:
         rules.scores.output,
+        rules.table.output,
         rules.index.output,
         figures(),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from dklfm.methods import Posterior
+from dklfm.methods import COSTS, Posterior
 from dklfm.scores import (
     ABOUT,
     COLUMNS,
@@ -53,7 +53,8 @@ def posterior(tasks: Tasks, error: float = 0.3, sd: float = 0.5) -> Posterior:
         (h + error, np.full_like(h, sd)),
         cpu_seconds=2.0 * len(tasks),
     )
-    return Posterior(found.data.assign_attrs(training_cpu_s=12.0))
+    costs = {"simulation_cpu_s": 3.0, "training_cpu_s": 12.0, "training_tasks": 8}
+    return Posterior(found.data.assign_attrs(costs))
 
 
 def metric(name: str, of: Posterior, tasks: Tasks) -> Array:
@@ -212,7 +213,7 @@ def scored(tasks: Tasks, error: float = 0.3, **about: Any) -> pd.DataFrame:
 def test_table_has_a_row_a_task_and_metric(tasks: Tasks) -> None:
     table = scored(tasks)
     assert list(table.columns) == [*ABOUT, "task", "metric", "value"]
-    names = {m.name for m in METRICS} | {"inference_cpu_s", "training_cpu_s"}
+    names = {m.name for m in METRICS} | {"inference_cpu_s", *COSTS}
     assert set(table["metric"]) == names
     assert len(table) == len(names) * len(tasks)
     assert not table.duplicated(["task", "metric"]).any()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dklfm.errors import DataError, DklfmError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Stages import what they run when they run it, so that --help and errors come at once.
 
@@ -74,11 +78,38 @@ def simulate(
     out: Out,
     workers: Annotated[int, typer.Option(min=1, help="Processes of a local cluster.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    fitted: Annotated[
+        Path | None, typer.Option(help="Product of fit, whose system replaces the settings'.")
+    ] = None,
 ) -> None:
     """Simulate tasks from a system's prior: sections ``system`` and ``tasks``."""
     from dklfm import simulate as simulation
+    from dklfm.artifacts import MANIFEST, read_json
 
-    simulation.run(_read_spec(spec), out, workers, scheduler)
+    settings = _read_spec(spec)
+    if fitted is not None:
+        settings["system"] = read_json(fitted / MANIFEST).get("system")
+    simulation.run(settings, out, workers, scheduler)
+
+
+@app.command()
+@stage
+def fit(spec: Spec, tasks: Folder, out: Out) -> None:
+    """Fit a system to measurements: its prior becomes the posterior of the parameters.
+
+    Sections ``system`` and ``tasks``, the names of those to be used (all, if there are none).
+    """
+    from dklfm.artifacts import write_manifest
+    from dklfm.config import canonical_json, parse_system
+    from dklfm.methods import fit_system
+    from dklfm.tasks import load_tasks
+
+    settings = _read_spec(spec)
+    system = parse_system(settings.get("system"), "fit: system")
+    chosen = load_tasks(tasks).named(settings.get("tasks", ()))
+    found = fit_system(system, chosen).spec()
+    digest = hashlib.sha256(canonical_json(found).encode()).hexdigest()
+    write_manifest(out, {"stage": "fit", "spec": settings, "system": found}, digest)
 
 
 @app.command()
@@ -119,25 +150,50 @@ def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> Non
 
     card = ModelCard.read(model)
     posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
-    save_posterior(out, posterior, card.system, card.training_cpu_s)
+    save_posterior(out, posterior, card.system, **card.costs())
 
 
 @app.command()
 @stage
 def reference(
-    method: Annotated[str, typer.Argument(help="exact or mechanistic.")], tasks: Folder, out: Out
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="exact, mechanistic, mechanistic_known, alfi, alfi_anchored, alfi_known or "
+            "deeplfm, or its settings as JSON."
+        ),
+    ],
+    tasks: Folder,
+    out: Out,
 ) -> None:
     """Infer the force of simulated test tasks by a method that fits each by itself."""
+    import shutil
+
     from dklfm.artifacts import MANIFEST, read_json
-    from dklfm.config import parse_system
-    from dklfm.methods import REFERENCES, save_posterior
+    from dklfm.config import (
+        AnyReference,
+        ReferenceConfig,
+        canonical_json,
+        parse_system,
+        resolved,
+        validate,
+    )
+    from dklfm.methods import fit_each, save_posterior
+    from dklfm.methods import reference as method_of
     from dklfm.tasks import load_tasks
 
-    if method not in REFERENCES:
-        raise DklfmError(f"no reference {method!r}; there are {', '.join(REFERENCES)}")
-    system = read_json(tasks / MANIFEST).get("spec", {}).get("system")
-    fitter = REFERENCES[method](parse_system(system, str(tasks)))
-    save_posterior(out, fitter.infer(load_tasks(tasks).split("test")), system)
+    given = _read_spec(method) if method.lstrip().startswith("{") else method
+    settings: ReferenceConfig = validate(AnyReference, given, "reference")
+    manifest = read_json(tasks / MANIFEST)
+    system = manifest.get("spec", {}).get("system")
+    fitter = method_of(settings, parse_system(system, str(tasks)))
+    chosen = load_tasks(tasks).split("test")
+    chosen = chosen.take(range(min(len(chosen), settings.tasks or len(chosen))))
+    # Fits are kept for these settings and tasks, however many of them are asked for.
+    identity = resolved(settings) | {"tasks": None, "store": manifest.get("digest")}
+    key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]
+    save_posterior(out, fit_each(fitter, chosen, out / "partial" / key), system)
+    shutil.rmtree(out / "partial")
 
 
 @app.command()
@@ -167,26 +223,45 @@ def summarise(
     per_task: Annotated[list[Path], typer.Argument(help="Tables made by score.")],
 ) -> None:
     """Gather task-wise scores into one tidy table of means, errors and medians."""
-    import pandas as pd
-
     from dklfm.artifacts import write_atomically
     from dklfm.scores import summarise as summarise_scores
 
-    for path in per_task:
+    summary = summarise_scores(_read_scores(per_task))
+    write_atomically(out, lambda path: summary.to_csv(path, index=False))
+
+
+def _read_scores(paths: Sequence[Path]) -> list[pd.DataFrame]:
+    import pandas as pd
+
+    for path in paths:
         if not path.is_file():
             raise DataError(f"{path} does not exist; make it with dklfm score")
-    summary = summarise_scores(pd.read_csv(path) for path in per_task)
-    write_atomically(out, lambda path: summary.to_csv(path, index=False))
+    return [pd.read_csv(path) for path in paths]
+
+
+@app.command()
+@stage
+def table(
+    scores: Annotated[Path, typer.Argument(help="Table made by summarise.")],
+    stem: Annotated[Path, typer.Argument(help="Path without suffix; .csv, .md and .tex are made.")],
+) -> None:
+    """Write Table 1: every method of the experiments that compare several, and the paper's own."""
+    from dklfm import tables
+
+    tables.save(tables.comparison(_read_scores([scores])[0]), stem)
 
 
 @app.command()
 @stage
 def figure(
-    kind: Annotated[str, typer.Argument(help="learning, or tasks, fields, kni, p53, series.")],
+    kind: Annotated[str, typer.Argument(help="curve, learning, tasks, fields, kni, p53, series.")],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; a .pdf and a .png are made.")],
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="learning: MODEL ...; others: TASKS POSTERIOR; fields: + REFERENCE."),
+        typer.Argument(
+            help="curve: SCORES ...; learning: MODEL ...; others: TASKS POSTERIOR; "
+            "fields: + REFERENCE."
+        ),
     ],
 ) -> None:
     """Draw a figure from stored products."""
@@ -197,6 +272,9 @@ def figure(
     from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
 
+    if kind == "curve":
+        figures.save(figures.draw_curve(_read_scores(inputs)), stem)
+        return
     if kind == "learning":
         histories = {
             ModelCard.read(path).spec.seed: pd.read_csv(path / "history.csv") for path in inputs

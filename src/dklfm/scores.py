@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from dklfm.errors import ConfigError
-from dklfm.methods import Posterior
+from dklfm.errors import ConfigError, DataError
+from dklfm.methods import COSTS, Posterior
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
@@ -33,12 +33,14 @@ class Metric:
 
     Attributes:
         name: as it stands in scores.csv.
+        infers: what a posterior must hold for it, ``force`` or ``output``.
         needs: the truth that tasks must hold for it.
         compute: from posterior and tasks to one value a task.
         meaning: one line for the documentation.
     """
 
     name: str
+    infers: str
     needs: str
     compute: Callable[[Posterior, Tasks], Array]
     meaning: str
@@ -96,24 +98,28 @@ def _output_nll(posterior: Posterior, tasks: Tasks) -> Array:
 METRICS = (
     Metric(
         "latent_mse",
+        "force",
         "f",
         _force(lambda m, s, f: (m - f) ** 2),
         "squared error of the force at the query points, raw",
     ),
     Metric(
         "latent_mse_z",
+        "force",
         "f",
         lambda p, t: np.square(p["force_mean"] - t["f"]).mean(-1) / t["f"].var(-1),
         "latent_mse over the variance of the task's true force",
     ),
     Metric(
         "latent_mse_shape",
+        "force",
         "f",
         lambda p, t: np.square(z_scored(p["force_mean"]) - z_scored(t["f"])).mean(-1),
         "squared error after both curves are z-scored: scale and offset forgiven",
     ),
     Metric(
         "output_mse",
+        "output",
         "h",
         _output_mse("x", scaled=True),
         "squared error of the noise-free outputs at the observed points, in units of each "
@@ -121,25 +127,31 @@ METRICS = (
     ),
     Metric(
         "output_mse_raw",
+        "output",
         "h",
         _output_mse("x", scaled=False),
         "output_mse in the outputs' own units",
     ),
     Metric(
         "output_mse_heldout",
+        "output",
         "h_query",
         _output_mse("query", scaled=True),
         "output_mse at the query points, where nothing was observed",
     ),
     Metric(
         "output_mse_heldout_raw",
+        "output",
         "h_query",
         _output_mse("query", scaled=False),
         "output_mse_heldout in the outputs' own units",
     ),
-    Metric("force_nll", "f", _force(gaussian_nll), "Gaussian NLL of the force, nats a point"),
+    Metric(
+        "force_nll", "force", "f", _force(gaussian_nll), "Gaussian NLL of the force, nats a point"
+    ),
     Metric(
         "output_nll",
+        "output",
         "h",
         _output_nll,
         "Gaussian NLL of the noise-free outputs at the observed points, nats a point, in units "
@@ -147,17 +159,21 @@ METRICS = (
     ),
     Metric(
         "force_coverage95",
+        "force",
         "f",
         _force(lambda m, s, f: covered(m, s, f, 0.95)),
         "share of the true force inside the central 95 % interval",
     ),
     Metric(
         "force_coverage50",
+        "force",
         "f",
         _force(lambda m, s, f: covered(m, s, f, 0.5)),
         "share of the true force inside the central 50 % interval",
     ),
-    Metric("force_crps", "f", _force(gaussian_crps), "continuous ranked probability score"),
+    Metric(
+        "force_crps", "force", "f", _force(gaussian_crps), "continuous ranked probability score"
+    ),
 )
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
@@ -207,13 +223,13 @@ def score(
     if missing:
         raise ConfigError(f"the description of the scores lacks {missing[0]!r}")
     posterior = posterior.at(tasks)
-    costs = {
-        name: np.full(len(tasks), posterior.data.attrs[name])
-        for name in ("inference_cpu_s", "training_cpu_s")
-    }
+    costs = {name: np.full(len(tasks), posterior.data.attrs[name]) for name in COSTS}
+    costs["inference_cpu_s"] = posterior["cpu_seconds"]
     if "effective_sample_size" in posterior.data:
         costs["effective_sample_size"] = posterior["effective_sample_size"]
     if "f" not in tasks:
+        if "force_mean" not in posterior.data:
+            raise DataError("a posterior without a force says nothing of measurements of it")
         values = reference_correlations(posterior, tasks, system) | costs
         table = _long(values, tasks, about)
         return table.assign(split=table["split"] + "/" + table["task"].astype(str))
@@ -225,7 +241,9 @@ def score(
         values = {
             m.name: m.compute(inferred, part)
             for m in METRICS
-            if m.needs in part and (inside or m.needs != "h")
+            if f"{m.infers}_mean" in inferred.data
+            and m.needs in part
+            and (inside or m.needs != "h")
         }
         values |= costs if inside else {}
         split = about["split"] if inside else about["split"].replace("test", region)

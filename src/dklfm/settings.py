@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from scipy.special import ndtri
 
@@ -24,8 +25,8 @@ class Constant(Section):
     def sample(self, rng: np.random.Generator) -> float:
         return self.value
 
-    def quantile(self, probability: float) -> float:
-        return self.value
+    def quantile(self, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.full_like(probability, self.value)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -48,8 +49,8 @@ class Uniform(Section):
     def sample(self, rng: np.random.Generator) -> float:
         return rng.uniform(self.low, self.high)
 
-    def quantile(self, probability: float) -> float:
-        return self.low + (self.high - self.low) * probability
+    def quantile(self, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.low + (self.high - self.low) * np.asarray(probability)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -65,8 +66,8 @@ class LogUniform(Uniform):
     def sample(self, rng: np.random.Generator) -> float:
         return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
 
-    def quantile(self, probability: float) -> float:
-        return self.low * (self.high / self.low) ** probability
+    def quantile(self, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.low * (self.high / self.low) ** np.asarray(probability)
 
 
 class LogNormal(Section):
@@ -79,8 +80,8 @@ class LogNormal(Section):
     def sample(self, rng: np.random.Generator) -> float:
         return self.median * float(np.exp(self.spread * rng.standard_normal()))
 
-    def quantile(self, probability: float) -> float:
-        return self.median * float(np.exp(self.spread * ndtri(probability)))
+    def quantile(self, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.median * np.exp(self.spread * ndtri(probability))
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -10,7 +10,8 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 PLAN = Plan.of(CONFIG)
-STAGES = {kind: PLAN.stages(kind) for kind in ("tasks", "model", "posterior", "scores", "figure")}
+KINDS = ("fit", "tasks", "model", "posterior", "scores", "figure")
+STAGES = {kind: PLAN.stages(kind) for kind in KINDS}
 RESULTS = str(CONFIG.results)
 
 # Jobs run in the environment of Snakemake itself, activated or not.
@@ -27,8 +28,9 @@ def settings(kind):
 
 
 def product(stage):
-    """The folder of a stage's product."""
-    return f"{RESULTS}/{stage.path}"
+    """The folder of a stage's product; scores are a file."""
+    suffix = ".csv" if stage.kind == "scores" else ""
+    return f"{RESULTS}/{stage.path}{suffix}"
 
 
 def manifests(kind):
@@ -46,18 +48,20 @@ def names(kind, chosen):
 
 
 def scored(wildcards):
-    """Tasks and posterior that a set of scores is computed from."""
+    """Tasks and posterior that scores are computed from."""
     return [product(stage) for stage in STAGES["scores"][wildcards.name].parents]
 
 
 def drawn(wildcards):
-    """What a figure is drawn from: tasks and their posterior, or several models."""
+    """What a figure is drawn from: tasks and their posterior, several models, or scores."""
     return [product(stage) for stage in STAGES["figure"][wildcards.name].parents]
 
 
 def whole(sources):
-    """The manifests of folders that a function of wildcards names."""
-    return lambda wildcards: [f"{folder}/manifest.json" for folder in sources(wildcards)]
+    """The manifests of folders that a function of wildcards names, and files themselves."""
+    return lambda wildcards: [
+        path if path.endswith(".csv") else f"{path}/manifest.json" for path in sources(wildcards)
+    ]
 
 
 def figures():

@@ -40,10 +40,12 @@ rule reference:
     threads: 1
     resources:
         mem_mb=4000,
-        runtime=120,
+        runtime=240,
     params:
-        method=lambda wildcards: STAGES["posterior"][wildcards.name].spec["method"],
+        method=lambda wildcards: canonical_json(
+            STAGES["posterior"][wildcards.name].spec["reference"]
+        ),
         tasks=lambda wildcards: product(STAGES["posterior"][wildcards.name].parents[0]),
         folder=subpath(output.manifest, parent=True),
     shell:
-        "python -m dklfm reference {params.method} {params.tasks:q} {params.folder:q} 2> {log:q}"
+        "python -m dklfm reference {params.method:q} {params.tasks:q} {params.folder:q} 2> {log:q}"

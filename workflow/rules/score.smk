@@ -1,5 +1,6 @@
 localrules:
     scores,
+    table,
     index,
 
 
@@ -23,7 +24,7 @@ rule score:
 
 rule scores:
     input:
-        [f"{product(evaluation.scores)}.csv" for evaluation in PLAN.evaluations],
+        [product(evaluation.scores) for evaluation in PLAN.evaluations],
     output:
         report(
             f"{RESULTS}/scores.csv",
@@ -35,6 +36,26 @@ rule scores:
         f"{RESULTS}/logs/scores.log",
     shell:
         "python -m dklfm summarise {output:q} {input:q} 2> {log:q}"
+
+
+rule table:
+    input:
+        f"{RESULTS}/scores.csv",
+    output:
+        csv=f"{RESULTS}/table1.csv",
+        tex=f"{RESULTS}/table1.tex",
+        markdown=report(
+            f"{RESULTS}/table1.md",
+            category="Tables",
+            caption="../report/table.rst",
+            labels={"table": "Table 1: methods compared"},
+        ),
+    log:
+        f"{RESULTS}/logs/table.log",
+    params:
+        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
+    shell:
+        "python -m dklfm table {input:q} {params.stem:q} 2> {log:q}"
 
 
 rule index:

@@ -1,4 +1,25 @@
+rule fit:
+    input:
+        manifests("fit"),
+    output:
+        f"{RESULTS}/fit/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/fit/{{name}}.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=settings("fit"),
+        tasks=lambda wildcards: product(STAGES["fit"][wildcards.name].parents[0]),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python -m dklfm fit {params.settings:q} {params.tasks:q} {params.folder:q} 2> {log:q}"
+
+
 rule simulate:
+    input:
+        manifests("tasks"),
     output:
         store=directory(f"{RESULTS}/tasks/{{name}}/data.zarr"),
         manifest=f"{RESULTS}/tasks/{{name}}/manifest.json",
@@ -17,8 +38,12 @@ rule simulate:
     params:
         settings=settings("tasks"),
         folder=subpath(output.manifest, parent=True),
+        fitted=lambda wildcards: [
+            f"--fitted {product(p)}" for p in STAGES["tasks"][wildcards.name].parents
+        ],
     shell:
-        "python -m dklfm simulate {params.settings:q} {params.folder:q} --workers {threads} 2> {log:q}"
+        "python -m dklfm simulate {params.settings:q} {params.folder:q} {params.fitted}"
+        " --workers {threads} 2> {log:q}"
 
 
 rule measurements:

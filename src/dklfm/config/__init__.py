@@ -4,6 +4,14 @@ from dklfm.config.experiment import Config, Experiment, resolved
 from dklfm.config.keys import canonical_json, stage_key
 from dklfm.config.loading import json_schema, load_config, parse_system, read_yaml, validate
 from dklfm.config.plan import Evaluation, Plan, Stage
+from dklfm.config.references import (
+    AlfiConfig,
+    AnyReference,
+    DeepLFMConfig,
+    ExactConfig,
+    MechanisticConfig,
+    ReferenceConfig,
+)
 from dklfm.config.sections import (
     Counts,
     FourierConfig,
@@ -19,17 +27,23 @@ from dklfm.config.sections import (
 )
 
 __all__ = [
+    "AlfiConfig",
+    "AnyReference",
     "Config",
     "Counts",
+    "DeepLFMConfig",
     "Evaluation",
+    "ExactConfig",
     "Experiment",
     "FourierConfig",
     "FourierFeaturesConfig",
     "KernelConfig",
+    "MechanisticConfig",
     "Mesh",
     "ModelConfig",
     "PeriodFeaturesConfig",
     "Plan",
+    "ReferenceConfig",
     "Stage",
     "TasksConfig",
     "TrainSpec",

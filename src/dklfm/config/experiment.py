@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dklfm.config.sections import ModelConfig, PositiveFloat, TasksConfig, TrainingConfig
+from dklfm.config.references import AnyReference
+from dklfm.config.sections import (
+    ModelConfig,
+    PositiveFloat,
+    PositiveInt,
+    TasksConfig,
+    TrainingConfig,
+)
 from dklfm.settings import Section
 from dklfm.systems import SYSTEMS, System
 
@@ -17,9 +24,6 @@ else:
     AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # noqa: UP007 - the members are a run-time tuple
 Dataset = Literal["p53-mmgmos", "p53-puma2007", "hare-lynx", "kni"]
 """Embedded tables of measurements that a trained model can be applied to."""
-
-Reference = Literal["exact", "mechanistic"]
-"""Methods that need no training: told the true parameters, or integrating over their prior."""
 
 
 def _label(name: str) -> str:
@@ -37,18 +41,25 @@ class Experiment(Section):
     ``test_meshes`` are factors on the number of mesh points an axis at which the test tasks are
     observed again, to show that the model does not depend on the resolution; ``test_queries`` are
     query nodes an axis at which their forces are inferred too. ``references`` are methods that fit
-    every test task by itself.
+    every test task by itself; an experiment of references alone trains nothing and has no ``seeds``.
+    With ``prior_from`` the system is first fitted to those measurements (to the ``prior_tasks``
+    among them, or to all), and tasks are simulated from the parameters' posterior.
+    ``curve`` are numbers of training tasks that models are trained with too, as many steps as with
+    the experiment's own number, to see how the error falls.
     """
 
     system: AnySystem
     tasks: TasksConfig = TasksConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    prior_from: Dataset | None = None
+    prior_tasks: tuple[str, ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     test_meshes: tuple[PositiveFloat, ...] = ()
     test_queries: tuple[Annotated[int, Field(ge=2)], ...] = ()
     datasets: tuple[Dataset, ...] = ()
-    references: tuple[Reference, ...] = ()
+    references: tuple[AnyReference, ...] = ()
+    curve: tuple[PositiveInt, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,15 +77,22 @@ class Experiment(Section):
             raise ValueError(
                 f"{self.system.name} is defined on its domain only: set tasks.extrapolate: 0"
             )
-        for setting in ("seeds", "test_meshes", "test_queries"):
-            if len(set(getattr(self, setting))) < len(getattr(self, setting)):
+        lists: dict[str, list[Any]] = {
+            name: list(getattr(self, name))
+            for name in ("seeds", "test_meshes", "test_queries", "datasets", "curve")
+        }
+        lists["references"] = [reference.name for reference in self.references]
+        for setting, values in lists.items():
+            if len(set(values)) < len(values):
                 raise ValueError(f"{setting} holds a value twice")
         if 1.0 in self.test_meshes:
             raise ValueError("test_meshes holds 1, which is the mesh of the test tasks themselves")
-        if self.references and self.system.name != "reaction_diffusion":
-            raise ValueError("references exact and mechanistic are for reaction_diffusion")
-        if not (counts.train and counts.validation and counts.test):
+        if not counts.test or (self.seeds and not (counts.train and counts.validation)):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
+        if not self.seeds:
+            trained = [s for s in ("test_meshes", "test_queries", "datasets", "curve") if lists[s]]
+            if trained or not self.references:
+                raise ValueError("without seeds nothing is trained: give references, and no others")
         return self
 
 

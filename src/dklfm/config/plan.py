@@ -6,6 +6,7 @@ setting gives new paths to its stage and to all that follows, and touches nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 
 from dklfm.config.experiment import Config, Experiment, resolved
 from dklfm.config.keys import canonical_json, stage_key
-from dklfm.config.sections import Counts, TasksConfig
+from dklfm.config.sections import Counts, TasksConfig, TrainingConfig
 
 METHOD = "dklfm"
 
@@ -79,9 +80,10 @@ class Evaluation:
         return self.scores.parents[1]
 
     @property
-    def model(self) -> Stage:
-        """The trained model; methods without one have none."""
-        return self.posterior.parents[0]
+    def model(self) -> Stage | None:
+        """The trained model; methods that fit tasks by themselves have none."""
+        found = self.posterior.parents[0]
+        return found if found.kind == "model" else None
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,23 @@ class Plan:
 
 
 def simulation(
-    experiment: Experiment, mesh_factor: float = 1.0, query: int | None = None
+    experiment: Experiment,
+    mesh_factor: float = 1.0,
+    query: int | None = None,
+    train: int | None = None,
 ) -> dict[str, Any]:
-    """The settings of a tasks stage; or of its test tasks alone, on another mesh or query grid.
+    """The settings of a tasks stage.
 
-    A task's random numbers depend on its seed, split and index only, so the test tasks of
-    every mesh are the same forces under the same equations.
+    With ``mesh_factor`` or ``query``, of its test tasks alone, on another mesh or query grid; with
+    ``train``, of its validation tasks and so many training tasks. A task's random numbers depend
+    on its seed, split and index only, so the test tasks of every mesh are the same forces under
+    the same equations, and fewer training tasks are the first of more.
     """
     tasks: TasksConfig = experiment.tasks
-    if mesh_factor != 1.0 or query is not None:
+    if train is not None:
+        counts = Counts(train=train, validation=tasks.counts.validation, test=0)
+        tasks = tasks.model_copy(update={"counts": counts})
+    elif mesh_factor != 1.0 or query is not None:
         points = max(2, round(tasks.mesh.points * mesh_factor))
         tasks = tasks.model_copy(
             update={
@@ -138,34 +148,58 @@ def simulation(
     return {"system": experiment.system.spec(), "tasks": resolved(tasks)}
 
 
+def shortened(training: TrainingConfig, tasks: int, fewer: int) -> TrainingConfig:
+    """Settings that take as many steps with ``fewer`` training tasks, or more, as with ``tasks``."""
+    share = math.ceil(tasks / training.batch_size) / math.ceil(fewer / training.batch_size)
+    lengths = {
+        name: max(1, round(share * getattr(training, name)))
+        for name in ("epochs", "validate_every")
+    }
+    return training.model_copy(update=lengths)
+
+
 def _targets(label: str, experiment: Experiment) -> dict[str, Stage]:
     """The tasks to infer, by the name of their split."""
-    targets = {"test": Stage("tasks", label, simulation(experiment))}
+    measured = {
+        dataset: Stage("tasks", dataset.replace("-", "_"), {"dataset": dataset})
+        for dataset in (*experiment.datasets, experiment.prior_from)
+        if dataset is not None
+    }
+    fitted: tuple[Stage, ...] = ()
+    if experiment.prior_from is not None:
+        source = measured[experiment.prior_from]
+        spec = {"system": experiment.system.spec(), "tasks": list(experiment.prior_tasks)}
+        fitted = (Stage("fit", f"{label}_{source.label}", spec, (source,)),)
+
+    def simulated(suffix: str, **changes: Any) -> Stage:
+        return Stage("tasks", f"{label}{suffix}", simulation(experiment, **changes), fitted)
+
+    targets = {"test": simulated("")}
     for factor in experiment.test_meshes:
-        spec = simulation(experiment, mesh_factor=factor)
-        targets[f"test@{factor:g}x"] = Stage("tasks", f"{label}_mesh{factor:g}x", spec)
+        targets[f"test@{factor:g}x"] = simulated(f"_mesh{factor:g}x", mesh_factor=factor)
     for query in experiment.test_queries:
-        spec = simulation(experiment, query=query)
-        targets[f"test@query{query}"] = Stage("tasks", f"{label}_query{query}", spec)
-    for dataset in experiment.datasets:
-        targets[dataset] = Stage("tasks", dataset.replace("-", "_"), {"dataset": dataset})
-    return targets
+        targets[f"test@query{query}"] = simulated(f"_query{query}", query=query)
+    for train in experiment.curve:
+        targets[f"train{train}"] = simulated(f"_train{train}", train=train)
+    return targets | {dataset: measured[dataset] for dataset in experiment.datasets}
 
 
 def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
     targets = _targets(label, experiment)
     simulated = targets["test"]
+    prior = "fitted to " + experiment.prior_from if experiment.prior_from else None
 
     def evaluation(method: str, seed: int, split: str, posterior: Stage) -> Evaluation:
         about = {
             "run": label,
             "experiment": experiment.system.name,
             "method": method,
-            "prior": experiment.system.prior_label,
+            "prior": prior or experiment.system.prior_label,
             "seed": seed,
             "split": split,
         }
-        scores = Stage("scores", posterior.label, about, (targets[split], posterior))
+        tasks = posterior.parents[-1]
+        scores = Stage("scores", posterior.label, about, (tasks, posterior))
         return Evaluation(label, method, seed, split, scores)
 
     settings = {
@@ -173,19 +207,37 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
         "model": resolved(experiment.model),
         "training": resolved(experiment.training),
     }
+    train = experiment.tasks.counts.train
+    fewer = {f"train{size}": size for size in experiment.curve}
     for seed in experiment.seeds:
         model = Stage("model", f"{label}_seed{seed}", {**settings, "seed": seed}, (simulated,))
         for split, tasks in targets.items():
+            if split in fewer:
+                training = resolved(shortened(experiment.training, train, fewer[split]))
+                spec = {**settings, "training": training, "seed": seed}
+                name = f"{tasks.label}_seed{seed}"
+                posterior = Stage(
+                    "posterior", name, {}, (Stage("model", name, spec, (tasks,)), simulated)
+                )
+                yield evaluation(METHOD, seed, f"test@{split}", posterior)
+                continue
             name = f"{label}_seed{seed}_{tasks.label}"
             yield evaluation(METHOD, seed, split, Stage("posterior", name, {}, (model, tasks)))
-    for method in experiment.references:
-        posterior = Stage("posterior", f"{label}_{method}", {"method": method}, (simulated,))
-        yield evaluation(method, 0, "test", posterior)
+    for reference in experiment.references:
+        name, spec = f"{label}_{reference.name}", {"reference": resolved(reference)}
+        posterior = Stage("posterior", name, spec, (simulated,))
+        yield evaluation(reference.name, 0, "test", posterior)
 
 
 def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) -> Iterator[Stage]:
+    if not experiment.seeds:
+        return
     first = experiment.seeds[0]
     trained = [e for e in evaluations if e.method == METHOD]
+    if experiment.curve:
+        inside = [e for e in evaluations if e.split == "test" or "@train" in e.split]
+        scores = tuple(e.scores for e in inside)
+        yield Stage("figure", f"{label}_curve", {"figure": "curve"}, scores)
     for e in trained:
         if e.seed == first and e.split == "test":
             kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
@@ -196,5 +248,5 @@ def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) 
             name = f"{label}_{e.tasks.label}"
             kind = e.split.split("-")[0] if e.split != "hare-lynx" else "series"
             yield Stage("figure", name, {"figure": kind}, (e.tasks, e.posterior))
-    models = {e.seed: e.model for e in trained}
+    models = {e.seed: e.posterior.parents[0] for e in trained if e.split == "test"}
     yield Stage("figure", f"{label}_learning", {"figure": "learning"}, tuple(models.values()))

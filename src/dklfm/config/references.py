@@ -42,24 +42,30 @@ class AlfiConfig(_Reference):
     """
 
     name: Literal["alfi", "alfi_anchored", "alfi_known"] = "alfi"
-    inducing: PositiveInt = 16
+    inducing: PositiveInt = 18
     """Inducing points an axis."""
-    iterations: PositiveInt = 400
-    learning_rate: PositiveFloat = 0.03
+    iterations: PositiveInt = 200
+    learning_rate: PositiveFloat = 0.05
     samples: PositiveInt = 8
     """Force samples a step."""
 
 
 class DeepLFMConfig(_Reference):
-    """A deep Gaussian process of random features of the equation dy/dt + γy = u."""
+    """A deep Gaussian process of random features of the equation dy/dt + γy = u.
+
+    ``features`` is the number of random frequencies for each input of a layer, ``samples`` the
+    number of Monte Carlo samples of the hidden units in a step: 100 both, as in the authors' demo.
+    """
 
     name: Literal["deeplfm"] = "deeplfm"
     layers: PositiveInt = 2
-    width: PositiveInt = 3
+    """The last one gives the outputs."""
+    width: PositiveInt = 5
+    """Units of a hidden layer."""
     features: PositiveInt = 100
     samples: PositiveInt = 100
-    iterations: PositiveInt = 500
-    learning_rate: PositiveFloat = 0.01
+    iterations: PositiveInt = 400
+    learning_rate: PositiveFloat = 0.03
 
 
 def _bare_name(value: Any) -> Any:

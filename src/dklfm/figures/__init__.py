@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from dklfm.figures.curve import draw_curve
 from dklfm.figures.fields import draw_fields
 from dklfm.figures.kni import draw_kni
 from dklfm.figures.learning import draw_learning
@@ -21,4 +22,4 @@ POSTERIOR_FIGURES: dict[str, Callable[..., Figure]] = {
 }
 """Figures drawn from tasks, their posterior and its system, by name."""
 
-__all__ = ["POSTERIOR_FIGURES", "draw_learning", "save"]
+__all__ = ["POSTERIOR_FIGURES", "draw_curve", "draw_learning", "save"]

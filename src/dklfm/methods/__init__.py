@@ -1,10 +1,27 @@
 """Ways to infer a force, behind one protocol."""
 
-from dklfm.methods.base import Method, Posterior, load_posterior, save_posterior
+from dklfm.methods.base import COSTS, Method, Posterior, load_posterior, save_posterior
 from dklfm.methods.dklfm import TrainedDKLFM
-from dklfm.methods.exact import ExactReactionDiffusion, MechanisticReactionDiffusion
+from dklfm.methods.mechanistic import Mechanistic, fit_system
+from dklfm.methods.reaction_diffusion import ExactReactionDiffusion, MechanisticReactionDiffusion
+from dklfm.methods.references import reference
+from dklfm.methods.single import TaskMethod, TaskPosterior, fit_each
+from dklfm.methods.transcription import ExactTranscription
 
-REFERENCES = {cls.name: cls for cls in (ExactReactionDiffusion, MechanisticReactionDiffusion)}
-"""Methods that need no training, by their name in a config."""
-
-__all__ = ["REFERENCES", "Method", "Posterior", "TrainedDKLFM", "load_posterior", "save_posterior"]
+__all__ = [
+    "COSTS",
+    "ExactReactionDiffusion",
+    "ExactTranscription",
+    "Mechanistic",
+    "MechanisticReactionDiffusion",
+    "Method",
+    "Posterior",
+    "TaskMethod",
+    "TaskPosterior",
+    "TrainedDKLFM",
+    "fit_each",
+    "fit_system",
+    "load_posterior",
+    "reference",
+    "save_posterior",
+]

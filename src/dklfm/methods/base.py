@@ -17,6 +17,9 @@ from dklfm.errors import DataError
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
+COSTS = ("simulation_cpu_s", "training_cpu_s", "training_tasks")
+"""What a trained method cost before its first inference."""
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -29,8 +32,7 @@ class Posterior:
     | ``output_query_mean``, ``..._sd``    | task, output, query | at ``x_query``       |
 
     A method that infers no force, or no outputs, leaves their variables out. ``cpu_seconds``
-    (task) is what inference took; the attributes ``simulation_cpu_s`` and ``training_cpu_s`` are
-    what the method had spent before.
+    (task) is what inference took; the attributes COSTS are what the method had spent before.
     """
 
     data: xr.Dataset
@@ -94,15 +96,11 @@ class Posterior:
 
 
 def save_posterior(
-    folder: Path,
-    posterior: Posterior,
-    system: Mapping[str, Any],
-    training_cpu_s: float = 0.0,
-    simulation_cpu_s: float = 0.0,
+    folder: Path, posterior: Posterior, system: Mapping[str, Any], **costs: float
 ) -> None:
-    """Store a posterior with the settings of the system that was inferred."""
+    """Store a posterior with the settings of the system that was inferred, and COSTS if any."""
     description = {"stage": "posterior", "system": dict(system)}
-    attrs = {"training_cpu_s": training_cpu_s, "simulation_cpu_s": simulation_cpu_s}
+    attrs = {name: costs.get(name, 0.0) for name in COSTS}
     save_dataset(folder, posterior.data.assign_attrs(attrs), description)
 
 

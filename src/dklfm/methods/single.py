@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dklfm.artifacts import write_atomically
+from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
 from dklfm.progress import progress
+from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
@@ -36,10 +39,57 @@ class TaskPosterior(NamedTuple):
     effective_sample_size: float | None = None
 
 
+def mixture(fits: Sequence[TaskPosterior], weights: Array) -> TaskPosterior:
+    """Moments of a weighted mixture of Gaussians, point by point.
+
+    The weights sum to 1 and are taken for importance weights: moments between the parts are
+    corrected for the share of their spread that the weighted mean takes.
+    """
+
+    def moments(means: list[Array], variances: list[Array]) -> tuple[Array, Array]:
+        mean = np.tensordot(weights, np.array(means), 1)
+        between = np.tensordot(weights, np.square(means - mean), 1)
+        between /= max(1 - np.square(weights).sum(), 1e-3)
+        within = np.tensordot(weights, np.array(variances), 1)
+        return mean, np.clip(within + between, 1e-12, None)
+
+    assert all(f.force_mean is not None and f.force_variance is not None for f in fits)
+    return TaskPosterior(
+        *moments([f.force_mean for f in fits], [f.force_variance for f in fits]),  # type: ignore[misc]
+        *moments([f.output_mean for f in fits], [f.output_variance for f in fits]),
+        effective_sample_size=1 / float(np.square(weights).sum()),
+    )
+
+
+def true_parameters(system: System, task: Tasks) -> dict[str, Array]:
+    """A task's own parameters, without the task dimension.
+
+    Raises:
+        DataError: if the task does not state them.
+    """
+    missing = [name for name in system.parameters if f"parameter_{name}" not in task]
+    if missing:
+        raise DataError(f"the tasks do not state their true {missing[0]}")
+    return {name: task[f"parameter_{name}"][0] for name in system.parameters}
+
+
+def require_noise(task: Tasks, method: str) -> None:
+    """Refuse a task without ``y_sd``.
+
+    Raises:
+        DataError: if the standard deviation of the noise is not stated.
+    """
+    if "y_sd" not in task:
+        raise DataError(f"{method} needs the standard deviation of the noise, y_sd")
+
+
 class TaskMethod(Protocol):
     """A method that needs no training and looks at one task alone."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As it stands in scores and logs."""
+        ...
 
     def fit(self, task: Tasks) -> TaskPosterior:
         """The posterior of the only task given.

@@ -48,6 +48,14 @@ class ModelCard(Section):
         """
         return validate(cls, read_json(folder / MANIFEST), str(folder / MANIFEST))
 
+    def costs(self) -> dict[str, float]:
+        """What the model cost before its first inference."""
+        return {
+            "simulation_cpu_s": self.simulation_cpu_s,
+            "training_cpu_s": self.training_cpu_s,
+            "training_tasks": self.training_tasks,
+        }
+
 
 def choose_device(name: str) -> torch.device:
     """The device that a config names; ``auto`` is CUDA where there is one.

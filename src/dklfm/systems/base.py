@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dklfm.settings import Section
 
 Array = NDArray[np.float64]
+_DIFFERENCE = 1e-5
+"""Step of central differences by white variables."""
 Draw = Mapping[str, Array]
 """One task's random state: parameters and force coefficients, each with a fixed shape."""
 
@@ -39,6 +41,19 @@ class Solution:
 
     force: Array
     outputs: Array
+
+
+@dataclass(frozen=True)
+class Linearisation(Solution):
+    """A solution and its derivatives by the white coefficients of the force.
+
+    Attributes:
+        force_gradient: ``task x point x coefficient``.
+        output_gradient: ``task x output x point x coefficient``.
+    """
+
+    force_gradient: Array
+    output_gradient: Array
 
 
 class System(Section, ABC):
@@ -80,9 +95,95 @@ class System(Section, ABC):
         """The non-negative or physical quantity that a force stands for; itself by default."""
         return force
 
+    def rate(self, outputs: Any, activity: Any, parameters: Mapping[str, Any]) -> Any:
+        """dy/dt of an ordinary differential equation in the outputs alone, given the force.
+
+        Arithmetic only, so that arrays of any library with operators and broadcasting will do.
+
+        Args:
+            outputs: ``... x output`` values y.
+            activity: ``... x 1`` values of the force, through :meth:`activity`.
+            parameters: the parameters of the equation, scalars or one an output.
+
+        Raises:
+            NotImplementedError: if the system is not such an equation.
+        """
+        raise NotImplementedError(f"{self.name} gives no right-hand side")
+
+    def initial(self, parameters: Mapping[str, Any]) -> Any:
+        """The outputs at the start of the domain, for :meth:`rate`."""
+        raise NotImplementedError(f"{self.name} gives no initial state")
+
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Draw:
         """Sample one task's parameters and force from the prior."""
+
+    def white_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of the standard normal variables behind each key of a draw.
+
+        Parameters that are fixed have none. For inference that varies a task's unknowns: the prior
+        is N(0, I) over these.
+
+        Raises:
+            NotImplementedError: if the system's prior has no such form.
+        """
+        raise NotImplementedError(f"the prior of {self.name} has no standard normal form")
+
+    def from_white(self, white: Draw) -> Draw:
+        """Draws from standard normal variables, in law the same as :meth:`draw`.
+
+        Args:
+            white: arrays of :meth:`white_shapes`, each with a leading task dimension.
+
+        Returns:
+            The fields of :meth:`draw`, stacked along the task dimension.
+        """
+        raise NotImplementedError(f"the prior of {self.name} has no standard normal form")
+
+    def fitted_to(self, parameters: Mapping[str, Array]) -> System:
+        """The system with its prior moved to draws of the parameters from a posterior.
+
+        Args:
+            parameters: ``draw x ...`` values by their names.
+
+        Raises:
+            NotImplementedError: if the system has no prior of such a form.
+        """
+        raise NotImplementedError(f"{self.name} has no prior that a fit could give")
+
+    def linearise(self, draws: Draw, x: Array) -> Linearisation:
+        """Solve tasks, and how the solutions change with ``draws["coefficients"]``.
+
+        By central differences, unless a system knows better. Arguments as for :meth:`solve`.
+        """
+        base = self.solve(draws, x)
+        coefficients = draws["coefficients"]
+        tasks, shape = len(coefficients), coefficients.shape[1:]
+        moves = _DIFFERENCE * np.eye(coefficients[0].size).reshape(-1, *shape)
+
+        def moved(sign: float) -> Solution:
+            many = {key: np.repeat(value, len(moves), axis=0) for key, value in draws.items()}
+            many["coefficients"] = many["coefficients"] + sign * np.tile(
+                moves, (tasks, *(1 for _ in shape))
+            )
+            return self.solve(many, np.repeat(x, len(moves), axis=0))
+
+        up, down = moved(1.0), moved(-1.0)
+
+        def gradient(higher: Array, lower: Array) -> Array:
+            slopes = (higher - lower) / (2 * _DIFFERENCE)
+            return np.moveaxis(slopes.reshape(tasks, len(moves), *slopes.shape[1:]), 1, -1)
+
+        return Linearisation(
+            base.force,
+            base.outputs,
+            gradient(up.force, down.force),
+            gradient(up.outputs, down.outputs),
+        )
+
+    def coarse(self) -> System:
+        """The same system, solved no more accurately than inference from noisy outputs needs."""
+        return self
 
     @abstractmethod
     def solve(self, draws: Draw, x: Array) -> Solution:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
+from scipy.special import ndtr
 
 from dklfm.settings import Constant, Distribution, Uniform, positive
 from dklfm.systems.base import Array, Axis, Draw, Solution, System
@@ -57,6 +59,26 @@ class LotkaVolterra(System):
 
     def draw(self, rng: np.random.Generator) -> Draw:
         return {name: np.asarray(getattr(self, name).sample(rng)) for name in _PARAMETERS}
+
+    def rate(self, outputs: Any, activity: Any, parameters: Mapping[str, Any]) -> Any:
+        return (parameters["alpha"] - parameters["beta"] * activity) * outputs
+
+    def initial(self, parameters: Mapping[str, Any]) -> Any:
+        return parameters["prey0"]
+
+    def white_shapes(self) -> dict[str, tuple[int, ...]]:
+        priors = ((name, getattr(self, name)) for name in _PARAMETERS)
+        return {name: () for name, prior in priors if not isinstance(prior, Constant)}
+
+    def from_white(self, white: Draw) -> Draw:
+        size = len(next(iter(white.values())))
+        return {
+            name: getattr(self, name).quantile(ndtr(white.get(name, np.zeros(size))))
+            for name in _PARAMETERS
+        }
+
+    def coarse(self) -> LotkaVolterra:
+        return self.model_copy(update={"step": max(self.step, 0.04)})
 
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Integrate the logarithms of both populations, which stay positive, from time 0."""

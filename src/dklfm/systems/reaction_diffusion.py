@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
+from scipy.special import ndtr
 
 from dklfm.settings import Distribution, Uniform, positive
 from dklfm.systems import greens
@@ -58,8 +59,17 @@ class ReactionDiffusion(System):
 
     def draw(self, rng: np.random.Generator) -> Draw:
         parameters = {key: np.asarray(getattr(self, key).sample(rng)) for key in _PARAMETERS}
-        shape = [_node_count(p.bounds[0]) for p in (self.lengthscale_x, self.lengthscale_t)]
+        shape = self.white_shapes()["coefficients"]
         return {**parameters, "coefficients": rng.standard_normal(shape)}
+
+    def white_shapes(self) -> dict[str, tuple[int, ...]]:
+        lengthscales = self.lengthscale_x, self.lengthscale_t
+        nodes = tuple(_node_count(prior.bounds[0]) for prior in lengthscales)
+        return {**dict.fromkeys(_PARAMETERS, ()), "coefficients": nodes}
+
+    def from_white(self, white: Draw) -> Draw:
+        parameters = {key: getattr(self, key).quantile(ndtr(white[key])) for key in _PARAMETERS}
+        return {**parameters, "coefficients": white["coefficients"]}
 
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Evaluate forces and outputs at any points of [0, 1]².

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+from scipy.special import ndtr
 
+from dklfm.errors import DataError
 from dklfm.resources import resource_path
 from dklfm.settings import Distribution, Section, Uniform, positive
 from dklfm.systems import gaussian
-from dklfm.systems.base import Array, Axis, Draw, Solution, System
-from dklfm.systems.ode import rk4
+from dklfm.systems.base import Array, Axis, Draw, Linearisation, Solution, System
+from dklfm.systems.ode import Trajectory, rk4
 
 GENES = ("DDB2", "BIK", "TNFRSF10B", "CDKN1A", "SESN1")
 _PARAMETERS = ("basal", "sensitivity", "decay")
 _ESTIMATES = "p53/parameters.csv"
 _REFERENCE = "moss2021"
+_DIFFERENCE = 1e-5
+"""Step of the response's numerical derivative."""
 
 RESPONSES: dict[str, Callable[[Array], Array]] = {
     "identity": lambda f: f,
@@ -39,23 +44,42 @@ def _estimates() -> dict[tuple[str, str], dict[str, float]]:
     return table
 
 
-class _LogNormalPrior(Section):
-    """Independent log-normals on basal rate, sensitivity and decay of each gene.
+def _published() -> Array:
+    """The reference estimates, ``parameter x gene``."""
+    table = _estimates()
+    return np.array([[table[p, g][_REFERENCE] for g in GENES] for p in _PARAMETERS])
+
+
+class _Prior(Section, ABC):
+    """A law of basal rate, sensitivity and decay of each gene.
 
     With five genes, output j is the p53 target ``GENES[j]``; with another number, each
     output takes the law of a target drawn at random.
     """
 
+    varying: ClassVar[tuple[str, ...]] = _PARAMETERS
+    """The parameters that are not fixed."""
+
+    @abstractmethod
+    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
+        """Parameters ``... x gene`` of the targets ``gene`` from standard normal variables."""
+
+    def draw(self, rng: np.random.Generator, genes: int) -> dict[str, Array]:
+        noise = rng.standard_normal((len(self.varying), genes))
+        gene = np.arange(genes) if genes == len(GENES) else rng.integers(len(GENES), size=genes)
+        return self.of_white(dict(zip(self.varying, noise, strict=True)), gene)
+
+
+class _LogNormalPrior(_Prior):
+    """Independent log-normals."""
+
     @abstractmethod
     def moments(self) -> tuple[Array, Array]:
         """Mean and standard deviation of the log, ``parameter x gene``."""
 
-    def draw(self, rng: np.random.Generator, genes: int) -> dict[str, Array]:
-        mean, sd = self.moments()
-        noise = rng.standard_normal((len(_PARAMETERS), genes))
-        gene = np.arange(genes) if genes == len(GENES) else rng.integers(len(GENES), size=genes)
-        values = np.exp(mean[:, gene] + sd[:, gene] * noise)
-        return dict(zip(_PARAMETERS, values, strict=True))
+    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
+        mean, sd = (moment[:, gene] for moment in self.moments())
+        return {name: np.exp(mean[k] + sd[k] * white[name]) for k, name in enumerate(_PARAMETERS)}
 
 
 class LogNormalPrior(_LogNormalPrior):
@@ -69,8 +93,7 @@ class LogNormalPrior(_LogNormalPrior):
         return f"lognormal({self.spread:g})"
 
     def moments(self) -> tuple[Array, Array]:
-        table = _estimates()
-        mean = np.log([[table[p, g][_REFERENCE] for g in GENES] for p in _PARAMETERS])
+        mean = np.log(_published())
         return mean, np.full_like(mean, self.spread)
 
 
@@ -91,6 +114,58 @@ class P53EmpiricalPrior(_LogNormalPrior):
         return mean, sd
 
 
+class SensitivityPrior(_Prior):
+    """Published p53 values, each sensitivity multiplied by a factor of its own."""
+
+    varying: ClassVar[tuple[str, ...]] = ("sensitivity",)
+
+    name: Literal["sensitivity"] = "sensitivity"
+    factor: Annotated[Distribution, AfterValidator(positive)] = Uniform(low=0.6, high=1.4)
+
+    @property
+    def label(self) -> str:
+        low, high = self.factor.bounds
+        return f"sensitivity x {low:g}-{high:g}"
+
+    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
+        factor = self.factor.quantile(ndtr(white["sensitivity"]))
+        published = np.broadcast_to(_published()[:, gene, None].mT, (3, *factor.shape))
+        basal, sensitivity, decay = published if factor.ndim > 1 else published[:, 0]
+        return {"basal": basal, "sensitivity": sensitivity * factor, "decay": decay}
+
+
+class FittedPrior(_Prior):
+    """A joint log-normal over all parameters of the five targets: a posterior, made by a fit.
+
+    ``mean`` and ``covariance`` are of the logarithms, in the order of basal rates, sensitivities
+    and decays.
+    """
+
+    name: Literal["fitted"] = "fitted"
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _shaped(self) -> Self:
+        size = len(_PARAMETERS) * len(GENES)
+        if len(self.mean) != size or [len(row) for row in self.covariance] != [size] * size:
+            raise ValueError(f"mean and covariance must be of {size} logarithms")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
+        if len(gene) != len(GENES):
+            raise DataError(f"a fitted prior is of {len(GENES)} genes, not {len(gene)}")
+        values, vectors = np.linalg.eigh(np.array(self.covariance))
+        root = vectors * np.sqrt(np.clip(values, 0.0, None)) @ vectors.T
+        stacked = np.concatenate([white[name] for name in _PARAMETERS], axis=-1)
+        logs = np.array(self.mean) + stacked @ root
+        return dict(zip(_PARAMETERS, np.split(np.exp(logs), len(_PARAMETERS), -1), strict=True))
+
+
 class Transcription(System):
     """dy_j/dt = b_j + s_j G(f(t)) − d_j y_j with y_j(0) = b_j/d_j and f ~ GP(0, RBF).
 
@@ -106,9 +181,10 @@ class Transcription(System):
     response: Literal["identity", "softplus", "exponential", "sigmoid"] = "softplus"
     duration: Annotated[float, Field(gt=0)] = 12.0
     lengthscale: Annotated[Distribution, AfterValidator(positive)] = Uniform(low=1.2, high=3.6)
-    prior: Annotated[LogNormalPrior | P53EmpiricalPrior, Field(discriminator="name")] = (
-        P53EmpiricalPrior()
-    )
+    prior: Annotated[
+        LogNormalPrior | P53EmpiricalPrior | SensitivityPrior | FittedPrior,
+        Field(discriminator="name"),
+    ] = P53EmpiricalPrior()
     steps: Annotated[int, Field(ge=10)] = 480
 
     @property
@@ -133,6 +209,13 @@ class Transcription(System):
         """G(f), the protein's abundance as the genes feel it."""
         return RESPONSES[self.response](force)
 
+    def rate(self, outputs: Any, activity: Any, parameters: Mapping[str, Any]) -> Any:
+        inflow = parameters["basal"] + parameters["sensitivity"] * activity
+        return inflow - parameters["decay"] * outputs
+
+    def initial(self, parameters: Mapping[str, Any]) -> Any:
+        return parameters["basal"] / parameters["decay"]
+
     def _nodes(self) -> Array:
         count = gaussian.node_count(0.0, self.duration, self.lengthscale.bounds[0])
         return np.linspace(0.0, self.duration, count)
@@ -143,27 +226,91 @@ class Transcription(System):
         coefficients = rng.standard_normal(len(self._nodes()))
         return {**parameters, "lengthscale": lengthscale, "coefficients": coefficients}
 
+    def white_shapes(self) -> dict[str, tuple[int, ...]]:
+        if self.genes != len(GENES):
+            raise NotImplementedError(
+                f"with other than {len(GENES)} genes the prior is a mixture over them"
+            )
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self.prior.varying, (self.genes,))
+        return shapes | {"lengthscale": (), "coefficients": (len(self._nodes()),)}
+
+    def from_white(self, white: Draw) -> Draw:
+        lengthscale = self.lengthscale.quantile(ndtr(white["lengthscale"]))
+        parameters = self.prior.of_white(white, np.arange(self.genes))
+        return {**parameters, "lengthscale": lengthscale, "coefficients": white["coefficients"]}
+
+    def fitted_to(self, parameters: Mapping[str, Array]) -> Transcription:
+        draws = np.log(np.concatenate([parameters[name] for name in _PARAMETERS], axis=1))
+        covariance = np.cov(draws, rowvar=False)
+        prior = FittedPrior(
+            mean=tuple(draws.mean(0).tolist()),
+            covariance=tuple(tuple(row) for row in covariance.tolist()),
+        )
+        return self.model_copy(update={"prior": prior})
+
+    def coarse(self) -> Transcription:
+        return self.model_copy(update={"steps": min(self.steps, 64)})
+
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Integrate by Runge–Kutta on a uniform grid; times outside [0, duration] are refused.
 
         Raises:
             ValueError: if a time lies outside the domain.
         """
+        times = self._times(x)
+        nodes, lengthscale = self._nodes(), draws["lengthscale"]
+        weights = gaussian.interpolation_weights(draws["coefficients"], nodes, lengthscale)
+        drive = self.activity(gaussian.evaluate(weights, nodes, lengthscale, self._grid()))
+        outputs = self._respond(draws["basal"], drive[..., None], draws)(times)
+        return Solution(gaussian.evaluate(weights, nodes, lengthscale, times), outputs)
+
+    def linearise(self, draws: Draw, x: Array) -> Linearisation:
+        """By the linear equations that the derivatives of the outputs obey themselves."""
+        times, grid = self._times(x), self._grid()
+        nodes, lengthscale = self._nodes(), draws["lengthscale"]
+        root = gaussian.interpolation_root(nodes, lengthscale)
+        at_grid = gaussian.rbf(grid[None], nodes[None], lengthscale) @ root
+        at_times = gaussian.rbf(times, nodes[None], lengthscale) @ root
+        coefficients = draws["coefficients"][..., None]
+        force = (at_grid @ coefficients)[..., 0]
+        slope = self.activity(force + 0.5 * _DIFFERENCE) - self.activity(force - 0.5 * _DIFFERENCE)
+        drives = (slope / _DIFFERENCE)[..., None] * at_grid  # task time coefficient
+        rest = np.zeros((len(times), self.genes, drives.shape[-1]))
+        gradient = self._respond(rest, drives, draws)(times).reshape(*rest.shape, -1)
+        outputs = self._respond(draws["basal"], self.activity(force)[..., None], draws)(times)
+        return Linearisation(
+            (at_times @ coefficients)[..., 0], outputs, at_times, np.moveaxis(gradient, 2, 3)
+        )
+
+    def _times(self, x: Array) -> Array:
         times = x[..., 0]
         if not ((times >= 0) & (times <= self.duration)).all():
             raise ValueError(f"times must lie in [0, {self.duration:g}] {self.axes[0].unit}")
-        nodes, lengthscale = self._nodes(), draws["lengthscale"]
-        weights = gaussian.interpolation_weights(draws["coefficients"], nodes, lengthscale)
-        basal, sensitivity, decay = (draws[name] for name in _PARAMETERS)
+        return times
 
-        # Runge–Kutta visits the grid points and their midpoints: the force is needed there only.
+    def _grid(self) -> Array:
+        """Where Runge–Kutta needs the force: the grid points and their midpoints."""
+        return np.linspace(0.0, self.duration, 2 * self.steps + 1)
+
+    def _respond(self, basal: Array, drive: Array, draws: Draw) -> Trajectory:
+        """dy/dt = b + s·drive − d·y from y = b/d.
+
+        Args:
+            basal: ``task x gene`` rates b, or ``task x gene x drive``.
+            drive: ``task x time x drive`` values on the grid.
+            draws: parameters ``sensitivity`` and ``decay``.
+
+        Returns:
+            A trajectory of ``gene x drive`` states, flattened.
+        """
         half_step = self.duration / (2 * self.steps)
-        grid = np.linspace(0.0, self.duration, 2 * self.steps + 1)
-        drive = self.activity(gaussian.evaluate(weights, nodes, lengthscale, grid))
+        shape = (*draws["decay"].shape, drive.shape[-1])
+        rates = {name: draws[name][..., None] for name in ("sensitivity", "decay")}
+        rates["basal"] = np.atleast_3d(basal)
 
         def rhs(t: float, y: Array) -> Array:
-            return basal + sensitivity * drive[:, round(t / half_step), None] - decay * y
+            dy = self.rate(y.reshape(shape), drive[:, round(t / half_step), None], rates)
+            return dy.reshape(len(y), -1)
 
-        trajectory = rk4(rhs, basal / decay, 0.0, self.duration, self.steps)
-        force = gaussian.evaluate(weights, nodes, lengthscale, times)
-        return Solution(force, trajectory(times))
+        initial = np.broadcast_to(self.initial(rates), shape).reshape(shape[0], -1)
+        return rk4(rhs, initial, 0.0, self.duration, self.steps)

@@ -93,6 +93,18 @@ class Tasks:
             raise DataError(f"these tasks have no {name} split; set tasks.counts.{name} above 0")
         return self.take(chosen)
 
+    def named(self, names: Sequence[str]) -> Self:
+        """The tasks of given names; all of them, if none is given.
+
+        Raises:
+            DataError: if there is no task of a name.
+        """
+        known = [str(name) for name in self.data["task"].values]
+        for name in names:
+            if name not in known:
+                raise DataError(f"there is no task {name!r}; there are {', '.join(known)}")
+        return self.take([known.index(name) for name in names]) if names else self
+
     def to_show(self) -> Self:
         """The test tasks and the first few training tasks: what figures and scores look at."""
         split = self.data["split"].values

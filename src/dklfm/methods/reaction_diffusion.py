@@ -7,33 +7,24 @@ outputs alone can, up to the error of the importance weights.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
-from scipy.stats import multivariate_t, norm
+from scipy.special import ndtr
+from scipy.stats import multivariate_t
 
+from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
-from dklfm.methods.base import Posterior
-from dklfm.progress import progress
+from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
 from dklfm.systems import ReactionDiffusion, System
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
 _NEWTON_STEPS = 3
-
-
-class _Fit(NamedTuple):
-    """Moments over query points (force) and over points then query points (output)."""
-
-    force_mean: Array
-    force_variance: Array
-    output_mean: Array
-    output_variance: Array
+_DEGREES_OF_FREEDOM = 5
 
 
 class ExactReactionDiffusion:
@@ -46,32 +37,17 @@ class ExactReactionDiffusion:
             raise DataError(f"{self.name} is for reaction_diffusion, not {system.name}")
         self.system = system
 
-    def infer(self, tasks: Tasks) -> Posterior:
-        """The posterior of every task.
+    def fit(self, task: Tasks) -> TaskPosterior:
+        """The posterior of the only task given.
 
         Raises:
-            DataError: if the tasks state no noise, or not what else the method needs.
+            DataError: if the task states no noise, or not its true parameters where they are told.
         """
-        if "y_sd" not in tasks:
-            raise DataError(f"{self.name} needs the standard deviation of the noise, y_sd")
-        started = time.process_time()
-        fits, sizes = [], []
-        for i in progress(range(len(tasks)), self.name):
-            fit, size = self._fit(_Problem(self.system, tasks, i))
-            fits.append(fit)
-            sizes.append(size)
-        moments = [np.stack(part) for part in zip(*fits, strict=True)]
-        posterior = Posterior.of(
-            tasks,
-            (moments[0], np.sqrt(moments[1])),
-            (moments[2][:, None], np.sqrt(moments[3][:, None])),
-            time.process_time() - started,
-        )
-        ess = {"effective_sample_size": ("task", np.array(sizes))}
-        return Posterior(posterior.data.assign(ess))
+        require_noise(task, self.name)
+        return self._fit(_Problem(self.system, task))
 
-    def _fit(self, problem: _Problem) -> tuple[_Fit, float]:
-        return problem.condition(problem.true_parameters()), np.inf
+    def _fit(self, problem: _Problem) -> TaskPosterior:
+        return problem.condition(true_parameters(self.system, problem.task))
 
 
 class MechanisticReactionDiffusion(ExactReactionDiffusion):
@@ -83,23 +59,24 @@ class MechanisticReactionDiffusion(ExactReactionDiffusion):
     """
 
     name = "mechanistic"
-    starts = 16
-    samples = 64
-    degrees_of_freedom = 5
 
-    def _fit(self, problem: _Problem) -> tuple[_Fit, float]:
+    def __init__(self, system: System, config: MechanisticConfig) -> None:
+        super().__init__(system)
+        self.config = config
+
+    def _fit(self, problem: _Problem) -> TaskPosterior:
         rng = np.random.default_rng(0)  # the proposals' only; the same for every task
         free = len(problem.priors)
 
         def negative_log_posterior(v: Array) -> float:
             return 0.5 * float(v @ v) - problem.log_likelihood(problem.parameters(v))
 
-        starts = rng.standard_normal((self.starts, free))
+        starts = rng.standard_normal((self.config.starts, free))
         start = min(starts, key=negative_log_posterior)
         mode, hessian = _laplace(negative_log_posterior, start)
         scale = np.linalg.inv(hessian)
-        proposal = multivariate_t(mode, (scale + scale.T) / 2, df=self.degrees_of_freedom, seed=rng)
-        candidates = np.atleast_2d(proposal.rvs(self.samples))
+        proposal = multivariate_t(mode, (scale + scale.T) / 2, df=_DEGREES_OF_FREEDOM, seed=rng)
+        candidates = np.atleast_2d(proposal.rvs(self.config.samples))
         log_weights = np.array([-negative_log_posterior(v) for v in candidates])
         log_weights -= proposal.logpdf(candidates)
         weights = np.exp(log_weights - log_weights.max())
@@ -107,15 +84,14 @@ class MechanisticReactionDiffusion(ExactReactionDiffusion):
 
         kept = weights > 1e-6
         fits = [problem.condition(problem.parameters(v)) for v in candidates[kept]]
-        return _mixture(fits, weights[kept]), 1 / float(np.square(weights).sum())
+        return mixture(fits, weights[kept] / weights[kept].sum())
 
 
 class _Problem:
     """One task: its observations, and the joint law under any parameters."""
 
-    def __init__(self, system: ReactionDiffusion, tasks: Tasks, index: int) -> None:
-        self.system = system
-        self.task = tasks.take([index])
+    def __init__(self, system: ReactionDiffusion, task: Tasks) -> None:
+        self.system, self.task = system, task
         observed = np.isfinite(self.task["y"][0, 0])
         self.y = self.task["y"][0, 0, observed]
         self.noise = np.square(self.task["y_sd"][0, 0, observed])
@@ -128,18 +104,11 @@ class _Problem:
         self.queries = np.arange(len(self.everywhere))[-len(self.task["x_query"][0]) :]
         self.priors = {key: getattr(system, key) for key in system.parameters}
 
-    def true_parameters(self) -> dict[str, Array]:
-        missing = [k for k in self.priors if f"parameter_{k}" not in self.task]
-        if missing:
-            raise DataError(f"the tasks do not state their true {missing[0]}")
-        return {key: self.task[f"parameter_{key}"][0] for key in self.priors}
-
     def parameters(self, v: Array) -> dict[str, Array]:
         """Parameters from standard normal variables."""
-        quantiles = norm.cdf(v)
         return {
-            key: np.asarray(prior.quantile(float(q)))
-            for (key, prior), q in zip(self.priors.items(), quantiles, strict=True)
+            key: prior.quantile(ndtr(white))
+            for (key, prior), white in zip(self.priors.items(), v, strict=True)
         }
 
     def log_likelihood(self, parameters: dict[str, Array]) -> float:
@@ -150,7 +119,7 @@ class _Problem:
         normaliser = np.log(factor.diagonal()).sum() + 0.5 * len(white) * np.log(2 * np.pi)
         return float(-0.5 * white @ white - normaliser)
 
-    def condition(self, parameters: dict[str, Array]) -> _Fit:
+    def condition(self, parameters: dict[str, Array]) -> TaskPosterior:
         """Posterior moments given the parameters."""
         force_root, output_root = self.system.roots(parameters, self.everywhere)
         observed = output_root[self.observed]
@@ -166,7 +135,12 @@ class _Problem:
             explained = np.square(root @ whitened.T).sum(1)
             return np.clip(np.square(root).sum(1) - explained, 1e-12, None)
 
-        return _Fit(force_root @ weights, variance(force_root), both @ weights, variance(both))
+        return TaskPosterior(
+            force_root @ weights,
+            variance(force_root),
+            (both @ weights)[None],
+            variance(both)[None],
+        )
 
     def _factor(self, root: Array) -> tuple[Array, bool]:
         factor, lower = cho_factor(root @ root.T + np.diag(self.noise), lower=True)
@@ -207,16 +181,3 @@ def _differences(
                 corner - up[i] - up[j] - down[i] - down[j] + 2 * centre
             ) / 2
     return (up - down) / (2 * steps), hessian / np.outer(steps, steps)
-
-
-def _mixture(fits: list[_Fit], weights: Array) -> _Fit:
-    """Mean and variance of a weighted mixture of Gaussians, point by point."""
-
-    def combine(means: list[Array], variances: list[Array]) -> tuple[Array, Array]:
-        mean = weights @ np.array(means)
-        second = weights @ (np.array(variances) + np.square(means))
-        return mean, second - np.square(mean)
-
-    force = combine([f.force_mean for f in fits], [f.force_variance for f in fits])
-    output = combine([f.output_mean for f in fits], [f.output_variance for f in fits])
-    return _Fit(*force, *output)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from dklfm import simulate
-from dklfm.config import TasksConfig, validate
+from dklfm.config import MechanisticConfig, TasksConfig, validate
 from dklfm.errors import DataError
-from dklfm.methods import ExactReactionDiffusion, MechanisticReactionDiffusion
+from dklfm.methods import ExactReactionDiffusion, MechanisticReactionDiffusion, fit_each
 from dklfm.systems import ReactionDiffusion, Transcription
 from dklfm.systems.reaction_diffusion_covariance import covariances
 from dklfm.tasks import Tasks
 
+FEW = MechanisticConfig(samples=64)
 FIXED: dict[str, Any] = {
     "production": 0.7,
     "decay": 0.2,
@@ -54,7 +55,7 @@ def test_square_roots_give_the_closed_form_covariances() -> None:
 
 
 def test_exact_posterior_is_dense_conditioning(task: Tasks) -> None:
-    posterior = ExactReactionDiffusion(ReactionDiffusion(**FIXED)).infer(task)
+    posterior = fit_each(ExactReactionDiffusion(ReactionDiffusion(**FIXED)), task)
     parameters = {k: np.asarray(v) for k, v in FIXED.items()}
     x, query = task["x"][0], task["x_query"][0]
     observed = covariances(parameters, x, x, modes=2000)
@@ -67,8 +68,8 @@ def test_exact_posterior_is_dense_conditioning(task: Tasks) -> None:
 
 def test_known_parameters_leave_nothing_to_integrate(task: Tasks) -> None:
     system = ReactionDiffusion(**FIXED)
-    known = ExactReactionDiffusion(system).infer(task)
-    integrated = MechanisticReactionDiffusion(system).infer(task)
+    known = fit_each(ExactReactionDiffusion(system), task)
+    integrated = fit_each(MechanisticReactionDiffusion(system, FEW), task)
     np.testing.assert_allclose(integrated["force_mean"], known["force_mean"], atol=1e-8)
     np.testing.assert_allclose(integrated["force_sd"], known["force_sd"], atol=1e-6)
 
@@ -76,18 +77,18 @@ def test_known_parameters_leave_nothing_to_integrate(task: Tasks) -> None:
 def test_integrating_over_parameters_widens_the_posterior_and_weighs_many_samples() -> None:
     system = ReactionDiffusion()
     tasks = tasks_of(system, 2)
-    known = ExactReactionDiffusion(system).infer(tasks)
-    integrated = MechanisticReactionDiffusion(system).infer(tasks)
+    known = fit_each(ExactReactionDiffusion(system), tasks)
+    integrated = fit_each(MechanisticReactionDiffusion(system, FEW), tasks)
     assert integrated["force_sd"].mean() > known["force_sd"].mean()
     assert (integrated["effective_sample_size"] > 5).all()
-    assert (integrated["effective_sample_size"] <= MechanisticReactionDiffusion.samples).all()
+    assert (integrated["effective_sample_size"] <= FEW.samples).all()
 
 
 def test_missing_outputs_are_not_conditioned_on(task: Tasks) -> None:
     data = task.data.copy(deep=True)
     data["y"][0, 0, 20:] = np.nan
     method = ExactReactionDiffusion(ReactionDiffusion(**FIXED))
-    fewer, all_seen = method.infer(Tasks(data)), method.infer(task)
+    fewer, all_seen = fit_each(method, Tasks(data)), fit_each(method, task)
     assert fewer["force_sd"].mean() > all_seen["force_sd"].mean()
     assert np.isfinite(fewer["force_mean"]).all()
 

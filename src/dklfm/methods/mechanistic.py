@@ -1,0 +1,329 @@
+"""The mechanistic reference: Bayesian inference in the equation itself, told the prior.
+
+A task's unknowns are standard normal variables: θ, which the parameters are made from, and z,
+the white coefficients of the force (:meth:`System.from_white`). With h the outputs at the observed
+points,
+
+    −log p(θ, z | y) = ½‖θ‖² + ½‖z‖² + ½ Σ ((y − h(θ, z)) / σ)² + const.
+
+Given θ this is close to quadratic in z, so that a Laplace approximation gives p(z | θ, y) and the
+evidence p(y | θ) almost exactly. Over θ it is curved: sensitivities trade with the force's scale.
+θ is therefore sampled, from multivariate t distributions that begin at the joint mode and adapt to
+the samples' weights (Cappé et al. 2004), and weighted by its evidence; the posterior is the
+weighted mixture of the conditional Gaussians. With the parameters integrated
+out nothing that sees the outputs alone does better; with the parameters known, the error left is
+that of the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_t
+
+from dklfm.config import MechanisticConfig
+from dklfm.errors import DataError
+from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
+from dklfm.systems import System
+from dklfm.tasks import Tasks
+
+Array = NDArray[np.float64]
+_FORCE = "coefficients"
+_DIFFERENCE = 1e-4
+"""Step of central differences by θ, in prior standard deviations."""
+_MODES = 2
+_MODE_ITERATIONS = 40
+_FORCE_ITERATIONS = 8
+_TOLERANCE = 1e-2
+"""An energy, in nats, is minimal when a step lowers it by less."""
+_BATCH = 64
+_ROUNDS = 4
+_DEGREES_OF_FREEDOM = 15
+_TEMPER = 0.6
+"""Power on the weights that the proposal adapts to: fewer samples dominate it."""
+_NEGLIGIBLE = 1e-4
+"""Share of the largest weight below which a sample's moments are not worth computing."""
+
+
+class Mechanistic:
+    """Importance sampling over the parameters, Laplace's approximation for the force."""
+
+    def __init__(self, system: System, config: MechanisticConfig) -> None:
+        self.system, self.config, self.name = system, config, config.name
+
+    def fit(self, task: Tasks) -> TaskPosterior:
+        """The posterior of the only task given.
+
+        Raises:
+            DataError: if the task states no noise, or not its true parameters where they are
+                told, or the system's prior has no standard normal form.
+        """
+        known = true_parameters(self.system, task) if self.name.endswith("_known") else {}
+        problem = Problem(self.system, task, known)
+        rng = np.random.default_rng(0)  # the same for every task
+        mode = find_mode(problem, rng, self.config.starts)
+        theta, z, weights = self._sample(problem, mode, rng)
+        heavy = weights > _NEGLIGIBLE * weights.max()
+        fits = problem.conditionals(theta[heavy], z[heavy])
+        found = mixture(fits, weights[heavy] / weights[heavy].sum())
+        return found if problem.parameters else found._replace(effective_sample_size=None)
+
+    def parameters(self, task: Tasks, count: int) -> dict[str, Array]:
+        """``count`` draws of the parameters from the posterior of the only task given."""
+        problem = Problem(self.system, task, {})
+        rng = np.random.default_rng(0)
+        theta, z, weights = self._sample(problem, find_mode(problem, rng, self.config.starts), rng)
+        chosen = rng.choice(len(theta), size=count, p=weights)
+        draws = problem.draws(theta[chosen], z[chosen])
+        return {name: draws[name] for name in self.system.parameters}
+
+    def _sample(
+        self, problem: Problem, mode: Mode, rng: np.random.Generator
+    ) -> tuple[Array, Array, Array]:
+        """Samples of θ, the most probable z of each, and their weights."""
+        size = problem.parameters
+        if not size:
+            return mode.theta[None], mode.z[None], np.ones(1)
+        centre = mode.theta
+        laplace = scale = np.linalg.inv(mode.hessian)[:size, :size]
+        proposals, theta, z, evidence = [], np.empty((0, size)), np.empty((0, len(mode.z))), []
+        for _ in range(_ROUNDS):
+            proposal = multivariate_t(
+                centre, (scale + scale.T) / 2, df=_DEGREES_OF_FREEDOM, seed=rng
+            )
+            proposals.append(proposal)
+            drawn = proposal.rvs(self.config.samples // _ROUNDS).reshape(-1, size)
+            found, log_evidence = problem.maximise_force(drawn, mode)
+            theta, z = np.vstack([theta, drawn]), np.vstack([z, found])
+            evidence.append(log_evidence)
+            # All rounds together are one sample of the mixture of their proposals.
+            densities = [np.atleast_1d(p.logpdf(theta)) for p in proposals]
+            log_weights = np.concatenate(evidence) - logsumexp(densities, axis=0)
+            tempered = softmax(_TEMPER * log_weights)
+            centre = tempered @ theta
+            spread = (theta - centre).T @ (tempered[:, None] * (theta - centre))
+            trust = 1 / (1 + size * np.square(tempered).sum())
+            scale = (1 - trust) * laplace + trust * spread
+        return theta, z, softmax(log_weights)
+
+
+def fit_system(system: System, tasks: Tasks, draws: int = 1000) -> System:
+    """The system with the posterior of its parameters for a prior: of all tasks in equal parts.
+
+    Raises:
+        DataError: if the tasks lack their noise, or the system cannot take such a prior.
+    """
+    method = Mechanistic(system, MechanisticConfig(samples=2048))
+    parts = [method.parameters(tasks.take([i]), draws) for i in range(len(tasks))]
+    try:
+        return system.fitted_to({k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
+    except NotImplementedError as error:
+        raise DataError(str(error)) from None
+
+
+class Mode(NamedTuple):
+    """A minimum of the energy over θ and z, and its Gauss–Newton Hessian over both."""
+
+    theta: Array
+    z: Array
+    hessian: Array
+    energy: float
+
+
+class Linear(NamedTuple):
+    """Residuals, force and outputs at some θ and z, and their derivatives by z."""
+
+    residual: Array  # set observation
+    force: Array  # set query
+    outputs: Array  # set output (point, query)
+    residual_gradient: Array  # set observation coefficient
+    force_gradient: Array
+    output_gradient: Array
+
+
+class Problem:
+    """One task's observations, and what values of its unknowns imply."""
+
+    def __init__(self, system: System, task: Tasks, known: Mapping[str, Array]) -> None:
+        require_noise(task, "mechanistic inference")
+        try:
+            self.all_shapes = system.white_shapes()
+        except NotImplementedError as error:
+            raise DataError(f"{system.name} has no mechanistic reference: {error}") from None
+        self.system, self.known = system.coarse(), known
+        self.force_shape = self.all_shapes.get(_FORCE, (0,))
+        self.coefficients = int(np.prod(self.force_shape))
+        self.shapes = {k: s for k, s in self.all_shapes.items() if k != _FORCE and k not in known}
+        self.parameters = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        if not self.parameters + self.coefficients:
+            raise DataError(f"{system.name}: with known parameters nothing is left to infer")
+        self.x = np.concatenate([task["x"][0], task["x_query"][0]])
+        self.points = task["x"].shape[1]
+        self.y, self.sd = task["y"][0], task["y_sd"][0]
+        self.observed = np.isfinite(self.y)
+
+    def draws(self, theta: Array, z: Array) -> dict[str, Array]:
+        """The system's draws for ``set x size`` unknowns."""
+        count = len(theta)
+        white = {name: np.zeros((count, *shape)) for name, shape in self.all_shapes.items()}
+        start = 0
+        for name, shape in self.shapes.items():
+            stop = start + int(np.prod(shape))
+            white[name] = theta[:, start:stop].reshape(count, *shape)
+            start = stop
+        if self.coefficients:
+            white[_FORCE] = z.reshape(count, *self.force_shape)
+        known = {k: np.broadcast_to(v, (count, *np.shape(v))) for k, v in self.known.items()}
+        return {**self.system.from_white(white), **known}
+
+    def _residual(self, outputs: Array) -> Array:
+        return ((outputs[..., : self.points] - self.y) / self.sd)[:, self.observed]
+
+    def residual(self, theta: Array, z: Array) -> Array:
+        """(h − y)/σ at the observed points, ``set x observation``."""
+        x = np.broadcast_to(self.x[: self.points], (len(theta), self.points, self.x.shape[1]))
+        return self._residual(self.system.solve(self.draws(theta, z), x).outputs)
+
+    def energy(self, theta: Array, z: Array) -> Array:
+        """−log p(θ, z, y) up to a constant, ``set``."""
+        squares = (np.square(part).sum(-1) for part in (theta, z, self.residual(theta, z)))
+        total = 0.5 * sum(squares)
+        return np.where(np.isfinite(total), total, np.inf)
+
+    def linearise(self, theta: Array, z: Array, queries: bool = False) -> Linear:
+        """Values and their derivatives by z; at the query points too, if asked for."""
+        x = self.x if queries else self.x[: self.points]
+        x = np.broadcast_to(x, (len(theta), *x.shape))
+        draws = self.draws(theta, z)
+        if not self.coefficients:
+            found, empty = self.system.solve(draws, x), (0,)
+            force_gradient = np.empty(found.force.shape + empty)
+            output_gradient = np.empty(found.outputs.shape + empty)
+        else:
+            found = self.system.linearise(draws, x)
+            force_gradient, output_gradient = found.force_gradient, found.output_gradient
+        scaled = output_gradient[..., : self.points, :] / self.sd[..., None]
+        return Linear(
+            self._residual(found.outputs),
+            found.force[:, self.points :],
+            found.outputs,
+            scaled[:, self.observed],
+            force_gradient[:, self.points :],
+            output_gradient,
+        )
+
+    def gradient(self, theta: Array, z: Array) -> tuple[Array, Array]:
+        """Residual of one θ, z, and its derivatives by both, ``observation x (θ, z)``."""
+        linear = self.linearise(theta[None], z[None])
+        if not self.parameters:
+            return linear.residual[0], linear.residual_gradient[0]
+        moves = _DIFFERENCE * np.eye(self.parameters)
+        both = self.residual(
+            np.vstack([theta + moves, theta - moves]), np.tile(z, (2 * self.parameters, 1))
+        )
+        up, down = both[: self.parameters], both[self.parameters :]
+        by_theta = (up - down).T / (2 * _DIFFERENCE)
+        return linear.residual[0], np.hstack([by_theta, linear.residual_gradient[0]])
+
+    def maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
+        """The most probable z of each θ, and log p(θ, y) by Laplace's approximation there."""
+        n = self.parameters
+        # Where the joint Laplace approximation expects the force, given θ.
+        slope = np.linalg.solve(mode.hessian[n:, n:], mode.hessian[n:, :n])
+        z = mode.z - (theta - mode.theta) @ slope.T
+        energy = self.energy(theta, z)
+        rest = self.energy(theta, np.broadcast_to(mode.z, z.shape))
+        z = np.where((energy < rest)[:, None], z, mode.z)
+        energy = np.minimum(energy, rest)
+        active = np.arange(len(theta))
+        for _ in range(_FORCE_ITERATIONS if self.coefficients else 0):
+            linear = self.linearise(theta[active], z[active])
+            step = np.linalg.solve(
+                _hessian(linear.residual_gradient),
+                _gradient(z[active], linear)[..., None],
+            )[..., 0]
+            gain = np.zeros(len(active))
+            for share in (1.0, 0.3, 0.1):
+                left = np.flatnonzero(gain <= 0)
+                if not len(left):
+                    break
+                chosen = active[left]
+                candidate = z[chosen] - share * step[left]
+                new = self.energy(theta[chosen], candidate)
+                gain[left] = energy[chosen] - new
+                better = gain[left] > 0
+                z[chosen[better]], energy[chosen[better]] = candidate[better], new[better]
+            active = active[gain > _TOLERANCE]
+            if not len(active):
+                break
+        hessian = _hessian(self.linearise(theta, z).residual_gradient)
+        return z, -energy - 0.5 * np.linalg.slogdet(hessian)[1]
+
+    def conditionals(self, theta: Array, z: Array) -> list[TaskPosterior]:
+        """Laplace approximations of p(z | θ, y) at its modes, one a θ."""
+        batches = (slice(i, i + _BATCH) for i in range(0, len(theta), _BATCH))
+        return [fit for batch in batches for fit in self._conditionals(theta[batch], z[batch])]
+
+    def _conditionals(self, theta: Array, z: Array) -> Iterator[TaskPosterior]:
+        linear = self.linearise(theta, z, queries=True)
+        covariance = np.linalg.inv(_hessian(linear.residual_gradient))
+
+        def variance(gradient: Array) -> Array:
+            flat = gradient.reshape(len(gradient), -1, gradient.shape[-1])
+            return np.einsum("spi,spi->sp", flat @ covariance, flat).reshape(gradient.shape[:-1])
+
+        moments = (
+            linear.force,
+            variance(linear.force_gradient),
+            linear.outputs,
+            variance(linear.output_gradient),
+        )
+        return (TaskPosterior(*parts) for parts in zip(*moments, strict=True))
+
+
+def _hessian(residual_gradient: Array) -> Array:
+    identity = np.eye(residual_gradient.shape[-1])
+    return identity + residual_gradient.mT @ residual_gradient
+
+
+def _gradient(z: Array, linear: Linear) -> Array:
+    return z + np.einsum("son,so->sn", linear.residual_gradient, linear.residual)
+
+
+def find_mode(problem: Problem, rng: np.random.Generator, starts: int) -> Mode:
+    """The posterior's mode, sought from the prior's and from the best of its draws."""
+    sizes = problem.parameters, problem.coefficients
+    theta, z = (np.vstack([np.zeros(size), rng.standard_normal((starts, size))]) for size in sizes)
+    best = np.argsort(problem.energy(theta, z))[:_MODES]
+    return min((_descend(problem, theta[i], z[i]) for i in best), key=lambda mode: mode.energy)
+
+
+def _descend(problem: Problem, theta: Array, z: Array) -> Mode:
+    """Levenberg–Marquardt over θ and z; several dampings are tried at once."""
+    n = problem.parameters
+    v, damping = np.concatenate([theta, z]), 1.0
+    for _ in range(_MODE_ITERATIONS):
+        residual, jacobian = problem.gradient(v[:n], v[n:])
+        hessian = np.eye(len(v)) + jacobian.T @ jacobian
+        energy = 0.5 * float(v @ v + residual @ residual)
+        gradient = v + jacobian.T @ residual
+        trials = damping * np.array([0.0, 0.1, 1.0, 10.0, 100.0])
+        damped = hessian + trials[:, None, None] * np.diag(hessian.diagonal())
+        candidates = (
+            v - np.linalg.solve(damped, np.tile(gradient, (len(trials), 1))[..., None])[..., 0]
+        )
+        energies = problem.energy(candidates[:, :n], candidates[:, n:])
+        best = int(np.argmin(energies))
+        gain = energy - float(energies[best])
+        if gain <= 0:
+            damping *= 100
+        else:
+            v = candidates[best]
+            damping = max(1e-6, trials[best] if best > 1 else 0.3 * damping)
+        if abs(gain) < _TOLERANCE or damping > 1e12:
+            break
+    return Mode(v[:n], v[n:], hessian, min(energy, float(energies[best])))

@@ -1,0 +1,140 @@
+"""Table 1: every method of the experiments that compare several, and the paper's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dklfm.artifacts import write_atomically
+from dklfm.resources import resource_path
+
+_PUBLISHED = "paper/table1.csv"
+_CAVEAT = (
+    "Figures of the paper, whose noise, prior and normalisation are not stated: landmarks, not "
+    "measurements on the same tasks. Its NLL is one column; its time is in seconds on its own "
+    "machine, for Alfi on reaction–diffusion a lower bound."
+)
+_METRICS = {
+    "latent_mse": "latent MSE",
+    "latent_mse_z": "z",
+    "latent_mse_shape": "shape",
+    "output_mse": "output MSE",
+    "force_nll": "force NLL",
+    "output_nll": "output NLL",
+    "force_coverage95": "coverage",
+}
+
+
+def comparison(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a run and method from scores.csv: means over its test tasks and over its seeds.
+
+    ``latent_mse_se`` and ``latent_mse_median`` say how far the mean can be trusted; inference is
+    the median CPU time of a task on one thread, ``once_cpu_s`` what simulation and training took
+    before the first of them.
+    """
+    test = scores[(scores["split"] == "test") & (scores["seed"].astype(str) == "all")]
+    several = test.groupby("run")["method"].nunique() > 1
+    test = test[test["run"].map(several)]
+    rows = []
+    keys = ["run", "experiment", "prior", "method"]
+    for key, group in test.groupby(keys, sort=False):
+        found = group.set_index("metric")
+        mean = found["mean"].get
+        row: dict[str, object] = dict(zip(keys, key, strict=True))
+        row["n_tasks"] = int(found["n_tasks"].max())
+        for metric in _METRICS:
+            row[metric] = mean(metric, np.nan)
+            if metric == "latent_mse":
+                row["latent_mse_se"] = found["se"].get(metric, np.nan)
+                row["latent_mse_median"] = found["median"].get(metric, np.nan)
+        row["inference_cpu_s"] = found["median"]["inference_cpu_s"]
+        row["once_cpu_s"] = mean("simulation_cpu_s", 0.0) + mean("training_cpu_s", 0.0)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def published() -> pd.DataFrame:
+    """Table 1 of the paper."""
+    return pd.read_csv(resource_path(_PUBLISHED))
+
+
+def _number(value: float) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader needs, as text."""
+    shown = table[["method", "n_tasks"]].rename(columns={"n_tasks": "tasks"})
+    error = table["latent_mse"].map(_number) + " ± " + table["latent_mse_se"].map(_number)
+    error = error + " (" + table["latent_mse_median"].map(_number) + ")"
+    shown["latent MSE ± se (median)"] = error.where(table["latent_mse"].notna(), "–")
+    for metric, title in list(_METRICS.items())[1:]:
+        shown[title] = table[metric].map(_number)
+    shown["CPU s a task"] = table["inference_cpu_s"].map(_number)
+    shown["CPU s once"] = table["once_cpu_s"].map(_number).where(table["once_cpu_s"] > 0, "–")
+    return shown
+
+
+def _paper_shown(table: pd.DataFrame) -> pd.DataFrame:
+    titles = {
+        "latent_mse": "latent MSE",
+        "output_mse": "output MSE",
+        "nll": "NLL",
+        "inference_s": "s a task",
+    }
+    shown = table[["method", "mechanistic"]].copy()
+    for column, title in titles.items():
+        shown[title] = table[column].map(_number)
+    return shown
+
+
+def _blocks(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Titled tables: one a run, then the paper's, one an experiment."""
+    blocks = [
+        (f"{run} (prior {group['prior'].iloc[0]})", _shown(group))
+        for run, group in table.groupby("run", sort=False)
+    ]
+    named = published().groupby("experiment", sort=False)
+    return blocks + [(f"{name}, the paper", _paper_shown(group)) for name, group in named]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown."""
+    parts = [
+        f"**{title}**\n\n{block.to_markdown(index=False, disable_numparse=True)}"
+        for title, block in _blocks(table)
+    ]
+    return "\n\n".join([*parts, _CAVEAT]) + "\n"
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The table as LaTeX with the rules of booktabs."""
+    parts = []
+    for title, block in _blocks(table):
+        escaped = block.rename(columns=lambda name: name.replace("±", r"$\pm$"))
+        styler = escaped.map(_latex_text).style.hide(axis="index")
+        body = styler.to_latex(hrules=True, column_format="l" + "r" * (block.shape[1] - 1))
+        parts.append(f"% {title}\n{body}")
+    return "\n".join([*parts, f"% {_CAVEAT}"]) + "\n"
+
+
+def _latex_text(value: object) -> str:
+    return str(value).replace("_", r"\_").replace("±", r"$\pm$").replace("–", "--")
+
+
+def save(table: pd.DataFrame, stem: Path) -> None:
+    """Write ``stem.csv``, with every digit, ``stem.md`` and ``stem.tex``."""
+    texts: dict[str, Callable[[pd.DataFrame], str]] = {
+        "csv": lambda whole: whole.to_csv(index=False),
+        "md": markdown,
+        "tex": latex,
+    }
+    for suffix, render in texts.items():
+        text = render(table)
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))

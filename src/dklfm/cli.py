@@ -100,14 +100,14 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
     Sections ``system`` and ``tasks``, the names of those to be used (all, if there are none).
     """
     from dklfm.artifacts import write_manifest
-    from dklfm.config import canonical_json, parse_system
+    from dklfm.config import MechanisticConfig, canonical_json, parse_system
     from dklfm.methods import fit_system
     from dklfm.tasks import load_tasks
 
     settings = _read_spec(spec)
     system = parse_system(settings.get("system"), "fit: system")
     chosen = load_tasks(tasks).named(settings.get("tasks", ()))
-    found = fit_system(system, chosen).spec()
+    found = fit_system(system, chosen, MechanisticConfig(samples=2048)).spec()
     digest = hashlib.sha256(canonical_json(found).encode()).hexdigest()
     write_manifest(out, {"stage": "fit", "spec": settings, "system": found}, digest)
 
@@ -144,12 +144,12 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 @stage
 def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> None:
     """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
-    from dklfm.methods import TrainedDKLFM, save_posterior
+    from dklfm.methods import TrainedModel, save_posterior
     from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
 
     card = ModelCard.read(model)
-    posterior = TrainedDKLFM.load(model, device).infer(load_tasks(tasks).to_show())
+    posterior = TrainedModel.load(model, device).infer(load_tasks(tasks).to_show())
     save_posterior(out, posterior, card.system, **card.costs())
 
 

@@ -1,4 +1,4 @@
-"""Training of the DKLFM on simulated tasks, resumable at any epoch."""
+"""Training of a model on simulated tasks, resumable at any epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dklfm.artifacts import dataset_digest, write_atomically
 from dklfm.config import TrainingConfig, TrainSpec, canonical_json, resolved, validate
 from dklfm.errors import DklfmError
-from dklfm.model import DKLFM, Batch, Scale, choose_device, save_model
+from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model, choose_device, save_model
 from dklfm.progress import progress
 from dklfm.tasks import Tasks
 
@@ -45,7 +45,8 @@ class Trainer:
         self.train = Batch.of(train, self.scale).to(device)
         self.validation = Batch.of(validation, self.scale).to(device)
         torch.manual_seed(spec.seed)
-        self.model = DKLFM(spec.model, axes=len(self.scale.low)).to(device)
+        outputs = self.train.y.shape[1]
+        self.model = build_model(spec, axes=len(self.scale.low), outputs=outputs).to(device)
         average = get_ema_multi_avg_fn(spec.training.average)
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self.generator = torch.Generator().manual_seed(spec.seed)
@@ -62,9 +63,9 @@ class Trainer:
         self.best_density = -math.inf
 
     @property
-    def averaged_model(self) -> DKLFM:
+    def averaged_model(self) -> ForceModel:
         """The model with the weights' moving average."""
-        assert isinstance(self.averaged.module, DKLFM)
+        assert isinstance(self.averaged.module, ForceModel)
         return self.averaged.module
 
     def run_epoch(self) -> None:
@@ -74,8 +75,7 @@ class Trainer:
         losses = []
         order = torch.randperm(len(self.train), generator=self.generator)
         for chosen in order.split(config.batch_size):
-            batch = self._augmented(self.train.take(chosen.to(self.device)))
-            loss = self._loss(batch, self._context(batch))
+            loss = self._loss(*self._augmented(self.train.take(chosen.to(self.device))))
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -101,25 +101,32 @@ class Trainer:
         conditional = densities.force_given_outputs / densities.force_points
         return -(joint + self.spec.training.conditional_weight * conditional).mean()
 
-    def _augmented(self, batch: Batch) -> Batch:
-        """A random subset of points and outputs, which frees the model from mesh and order."""
+    def _augmented(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Tasks to train on, and what the model sees of them.
+
+        It sees a random subset of points and outputs, which frees it from the mesh. The DKLFM's
+        likelihood covers that subset. A black box predicts the force at all points instead, and
+        outputs that it does not see are masked, as it tells them apart by their place.
+        """
         config = self.spec.training
-        if config.least_points is not None:
-            points = self._subset(batch.x.shape[1], config.least_points, config.most_points)
-            batch = batch.points(points.sort().values)
-        if config.least_outputs is not None:
-            batch = batch.outputs(self._subset(batch.y.shape[1], config.least_outputs))
+        points = self._subset(batch.x.shape[1], config.least_points, config.most_points)
+        outputs = self._subset(batch.y.shape[1], config.least_outputs)
         for axis in config.reflect_axes:
             batch = batch.reflected(axis, self._coins(len(batch)))
         if config.negate:
             batch = batch.negated(self.scale, self._coins(len(batch)))
-        return batch
+        seen = batch if points is None else batch.points(points.sort().values)
+        if isinstance(self.model, DKLFM):
+            batch = seen = seen if outputs is None else seen.outputs(outputs)
+        elif outputs is not None:
+            seen = seen.only(outputs)
+        return batch, self._window(seen)
 
     def _coins(self, size: int) -> Tensor:
         return (torch.rand(size, generator=self.generator) < 0.5).to(self.device)
 
-    def _context(self, batch: Batch) -> Batch:
-        """What the encoder sees: everything, or a random window of the first axis for each task."""
+    def _window(self, batch: Batch) -> Batch:
+        """Everything, or a random window of the first axis for each task."""
         least = self.spec.training.least_window
         if least is None:
             return batch
@@ -130,7 +137,9 @@ class Trainer:
         inside = (x >= start) & (x <= start + width)
         return replace(batch, mask=batch.mask & inside[:, None])
 
-    def _subset(self, size: int, least: int, most: int | None = None) -> Tensor:
+    def _subset(self, size: int, least: int | None, most: int | None = None) -> Tensor | None:
+        if least is None:
+            return None
         bounds = min(least, size), min(most or size, size) + 1
         count = torch.randint(*bounds, (), generator=self.generator)
         chosen = torch.randperm(size, generator=self.generator)[: int(count)]
@@ -144,6 +153,17 @@ class Trainer:
             batch = self.validation.take(slice(i, i + self.spec.training.batch_size))
             sums += torch.stack([t.double().sum().cpu() for t in model.log_densities(batch)])
         outputs, force, output_points, force_points = sums.tolist()
+        density = force / force_points
+        if math.isfinite(density) and density > self.best_density:
+            self.best_density = density
+            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        row = {
+            "validation_loss": -(outputs + force) / (output_points + force_points),
+            "validation_force_nll": -density,
+        }
+        return row | ({"coupling": self._coupling(model)} if isinstance(model, DKLFM) else {})
+
+    def _coupling(self, model: DKLFM) -> float:
         coupling = model.coupling(self.validation.take(slice(0, 16)))
         if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
             log.warning(
@@ -153,15 +173,7 @@ class Trainer:
                 self.epoch,
                 coupling,
             )
-        density = force / force_points
-        if math.isfinite(density) and density > self.best_density:
-            self.best_density = density
-            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        return {
-            "validation_loss": -(outputs + force) / (output_points + force_points),
-            "validation_force_nll": -density,
-            "coupling": coupling,
-        }
+        return coupling
 
     # A checkpoint holds all of the above, so that a resumed run repeats an undisturbed one.
 
@@ -210,7 +222,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | bool | list | None)
 
 
-def _optimiser(model: DKLFM, config: TrainingConfig) -> tuple[torch.optim.Optimizer, list[float]]:
+def _optimiser(
+    model: ForceModel, config: TrainingConfig
+) -> tuple[torch.optim.Optimizer, list[float]]:
     scales: list[nn.Parameter] = []
     networks: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -224,10 +238,10 @@ def _optimiser(model: DKLFM, config: TrainingConfig) -> tuple[torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.learning_rate), rates
 
 
-def calibration_factor(model: DKLFM, scale: Scale, validation: Tasks) -> float:
+def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
     """What the force's posterior variances must be scaled by to cover 95 % on validation tasks.
 
-    Few training tasks leave a deep kernel surer than it should be. One number, from the 95 %
+    Few training tasks leave a model surer than it should be. One number, from the 95 %
     quantile of the standardised errors at the query points inside the domain, mends the average.
     """
     low, high = validation.domain
@@ -297,6 +311,7 @@ def run(
         trainer.scale,
         checked,
         system=dict(system or {}),
+        outputs=trainer.train.y.shape[1],
         force_variance_factor=factor,
         simulation_cpu_s=simulation_cpu_s,
         training_cpu_s=trainer.cpu_seconds,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dklfm import simulate, training
-from dklfm.methods import Posterior, TrainedDKLFM
+from dklfm.methods import Posterior, TrainedModel
 from dklfm.scores import regions
 from dklfm.tasks import Tasks
 
@@ -34,7 +34,7 @@ def inferred(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tasks, Posterior
     }
     training.run(spec, tasks, folder / "model")
     test = tasks.split("test")
-    return test, TrainedDKLFM.load(folder / "model").infer(test)
+    return test, TrainedModel.load(folder / "model").infer(test)
 
 
 def test_regions_are_before_inside_and_after_the_domain(inferred: tuple[Tasks, Posterior]) -> None:

@@ -7,18 +7,22 @@ from dklfm.config.plan import Evaluation, Plan, Stage
 from dklfm.config.references import (
     AlfiConfig,
     AnyReference,
+    BaselineConfig,
     DeepLFMConfig,
     ExactConfig,
     MechanisticConfig,
     ReferenceConfig,
 )
 from dklfm.config.sections import (
+    MODEL_SECTIONS,
     Counts,
     FourierConfig,
     FourierFeaturesConfig,
+    FourierRegressorConfig,
     KernelConfig,
     Mesh,
     ModelConfig,
+    NeuralProcessConfig,
     PeriodFeaturesConfig,
     TasksConfig,
     TrainingConfig,
@@ -27,8 +31,10 @@ from dklfm.config.sections import (
 )
 
 __all__ = [
+    "MODEL_SECTIONS",
     "AlfiConfig",
     "AnyReference",
+    "BaselineConfig",
     "Config",
     "Counts",
     "DeepLFMConfig",
@@ -37,10 +43,12 @@ __all__ = [
     "Experiment",
     "FourierConfig",
     "FourierFeaturesConfig",
+    "FourierRegressorConfig",
     "KernelConfig",
     "MechanisticConfig",
     "Mesh",
     "ModelConfig",
+    "NeuralProcessConfig",
     "PeriodFeaturesConfig",
     "Plan",
     "ReferenceConfig",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dklfm.config.references import AnyReference
+from dklfm.config.references import AnyBaseline, AnyReference
 from dklfm.config.sections import (
     ModelConfig,
     PositiveFloat,
@@ -40,12 +40,13 @@ class Experiment(Section):
 
     ``test_meshes`` are factors on the number of mesh points an axis at which the test tasks are
     observed again, to show that the model does not depend on the resolution; ``test_queries`` are
-    query nodes an axis at which their forces are inferred too. ``references`` are methods that fit
-    every test task by itself; an experiment of references alone trains nothing and has no ``seeds``.
-    With ``prior_from`` the system is first fitted to those measurements (to the ``prior_tasks``
-    among them, or to all), and tasks are simulated from the parameters' posterior.
-    ``curve`` are numbers of training tasks that models are trained with too, as many steps as with
-    the experiment's own number, to see how the error falls.
+    query nodes an axis at which their forces are inferred too. ``baselines`` are black boxes
+    trained on the same tasks, ``references`` methods that fit every test task by itself; an
+    experiment of references alone trains nothing and has no ``seeds``. With ``prior_from`` the
+    system is first fitted to those measurements (to the ``prior_tasks`` among them, or to all), and
+    tasks are simulated from the parameters' posterior. ``curve`` are numbers of training tasks that
+    models are trained with too, as many steps as with the experiment's own number, to see how the
+    error falls.
     """
 
     system: AnySystem
@@ -58,6 +59,7 @@ class Experiment(Section):
     test_meshes: tuple[PositiveFloat, ...] = ()
     test_queries: tuple[Annotated[int, Field(ge=2)], ...] = ()
     datasets: tuple[Dataset, ...] = ()
+    baselines: tuple[AnyBaseline, ...] = ()
     references: tuple[AnyReference, ...] = ()
     curve: tuple[PositiveInt, ...] = ()
 
@@ -82,16 +84,19 @@ class Experiment(Section):
             for name in ("seeds", "test_meshes", "test_queries", "datasets", "curve")
         }
         lists["references"] = [reference.name for reference in self.references]
+        lists["baselines"] = [baseline.name for baseline in self.baselines]
         for setting, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{setting} holds a value twice")
         if 1.0 in self.test_meshes:
             raise ValueError("test_meshes holds 1, which is the mesh of the test tasks themselves")
+        if "fno" in lists["baselines"] and self.tasks.mesh.spacing != "regular":
+            raise ValueError("the baseline fno needs tasks.mesh.spacing: regular")
         if not counts.test or (self.seeds and not (counts.train and counts.validation)):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
         if not self.seeds:
-            trained = [s for s in ("test_meshes", "test_queries", "datasets", "curve") if lists[s]]
-            if trained or not self.references:
+            trained = ("test_meshes", "test_queries", "datasets", "curve", "baselines")
+            if any(lists[setting] for setting in trained) or not self.references:
                 raise ValueError("without seeds nothing is trained: give references, and no others")
         return self
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from dklfm.config.experiment import Config, Experiment, resolved
 from dklfm.config.keys import canonical_json, stage_key
-from dklfm.config.sections import Counts, TasksConfig, TrainingConfig
+from dklfm.config.references import BaselineConfig
+from dklfm.config.sections import MODEL_SECTIONS, Counts, TasksConfig, TrainingConfig
 
 METHOD = "dklfm"
 
@@ -149,13 +150,21 @@ def simulation(
 
 
 def shortened(training: TrainingConfig, tasks: int, fewer: int) -> TrainingConfig:
-    """Settings that take as many steps with ``fewer`` training tasks, or more, as with ``tasks``."""
+    """Settings that take as many steps with ``fewer`` (or more) tasks as with ``tasks``."""
     share = math.ceil(tasks / training.batch_size) / math.ceil(fewer / training.batch_size)
     lengths = {
         name: max(1, round(share * getattr(training, name)))
         for name in ("epochs", "validate_every")
     }
     return training.model_copy(update=lengths)
+
+
+def _for_black_box(training: TrainingConfig, baseline: BaselineConfig) -> TrainingConfig:
+    """The model's own settings, as far as the black box takes them."""
+    changes: dict[str, Any] = {"epochs": baseline.epochs or training.epochs}
+    if baseline.name == "fno":
+        changes |= {"least_points": None, "most_points": None, "least_window": None}
+    return training.model_copy(update=changes)
 
 
 def _targets(label: str, experiment: Experiment) -> dict[str, Stage]:
@@ -223,6 +232,17 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
                 continue
             name = f"{label}_seed{seed}_{tasks.label}"
             yield evaluation(METHOD, seed, split, Stage("posterior", name, {}, (model, tasks)))
+    for baseline in experiment.baselines:
+        method, seed = baseline.name, experiment.seeds[0]
+        spec = {
+            "method": method,
+            "model": resolved(MODEL_SECTIONS[method]()),
+            "training": resolved(_for_black_box(experiment.training, baseline)),
+            "seed": seed,
+        }
+        name = f"{label}_{method}_seed{seed}"
+        model = Stage("model", name, spec, (simulated,))
+        yield evaluation(method, seed, "test", Stage("posterior", name, {}, (model, simulated)))
     for reference in experiment.references:
         name, spec = f"{label}_{reference.name}", {"reference": resolved(reference)}
         posterior = Stage("posterior", name, spec, (simulated,))
@@ -242,7 +262,7 @@ def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) 
         if e.seed == first and e.split == "test":
             kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
             floors = [f.posterior for f in evaluations if f.method == "mechanistic"]
-            shown = (e.tasks, e.posterior, *floors)
+            shown = (e.tasks, e.posterior, *(floors if kind == "fields" else ()))
             yield Stage("figure", f"{label}_tasks", {"figure": kind}, shown)
         if e.seed == first and e.split in experiment.datasets:
             name = f"{label}_{e.tasks.label}"

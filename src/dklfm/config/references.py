@@ -1,4 +1,4 @@
-"""Methods that fit every task by itself, as they are named in a config."""
+"""Methods that a model is compared with, as they are named in a config."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AlfiConfig(_Reference):
     """
 
     name: Literal["alfi", "alfi_anchored", "alfi_known"] = "alfi"
-    inducing: PositiveInt = 18
+    inducing: PositiveInt = 22
     """Inducing points an axis."""
     iterations: PositiveInt = 200
     learning_rate: PositiveFloat = 0.05
@@ -68,6 +68,16 @@ class DeepLFMConfig(_Reference):
     learning_rate: PositiveFloat = 0.03
 
 
+class BaselineConfig(Section):
+    """A black box trained like the model itself, on the same tasks, with the first seed.
+
+    ``epochs`` are the experiment's own if null.
+    """
+
+    name: Literal["neural_process", "fno"]
+    epochs: PositiveInt | None = None
+
+
 def _bare_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -77,3 +87,5 @@ AnyReference = Annotated[
     Annotated[ReferenceConfig, Field(discriminator="name")], BeforeValidator(_bare_name)
 ]
 """In YAML: ``mechanistic`` or ``{name: mechanistic, tasks: 64}``."""
+AnyBaseline = Annotated[BaselineConfig, BeforeValidator(_bare_name)]
+"""Likewise: ``neural_process`` or ``{name: fno, epochs: 60}``."""

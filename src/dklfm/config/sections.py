@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from dklfm.settings import Constant, Distribution, Section, positive
 
@@ -65,9 +65,13 @@ class TransformerConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        _check_heads(self.width, self.heads)
         return self
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} must be a multiple of heads {heads}")
 
 
 class FourierConfig(Section):
@@ -142,6 +146,28 @@ class ModelConfig(Section):
     noise: Literal["homoscedastic", "relative", "given"] = "relative"
 
 
+class NeuralProcessConfig(Section):
+    """A black box: attention over all observations of a task, and of queries to them; any mesh."""
+
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    frequencies: PositiveInt = 6
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        _check_heads(self.width, self.heads)
+        return self
+
+
+class FourierRegressorConfig(Section):
+    """A black box: a Fourier neural operator from all outputs to the force; regular meshes only."""
+
+    width: PositiveInt = 32
+    layers: PositiveInt = 2
+    modes: PositiveInt = 8
+
+
 class TrainingConfig(Section):
     """Optimisation of the marginal likelihood (Eq. 4) by AdamW under a one-cycle rate.
 
@@ -179,10 +205,32 @@ class TrainingConfig(Section):
         return self
 
 
+TrainedMethod = Literal["dklfm", "neural_process", "fno"]
+AnyModel = ModelConfig | NeuralProcessConfig | FourierRegressorConfig
+MODEL_SECTIONS: dict[str, type[AnyModel]] = {
+    "dklfm": ModelConfig,
+    "neural_process": NeuralProcessConfig,
+    "fno": FourierRegressorConfig,
+}
+"""The section that ``model`` is, by the name of the method."""
+
+
 class TrainSpec(Section):
     """Everything that determines a trained model, given its tasks."""
 
-    method: str = "dklfm"
-    model: ModelConfig = ModelConfig()
+    method: TrainedMethod = "dklfm"
+    model: AnyModel = Field(default_factory=lambda known: MODEL_SECTIONS[known["method"]]())
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_the_method(cls, value: Any, info: ValidationInfo) -> AnyModel:
+        return MODEL_SECTIONS[info.data.get("method", "dklfm")].model_validate(value)
+
+    @model_validator(mode="after")
+    def _whole_meshes(self) -> Self:
+        for setting in ("least_points", "least_window"):
+            if self.method == "fno" and getattr(self.training, setting) is not None:
+                raise ValueError(f"fno needs whole meshes: set training.{setting}: null")
+        return self

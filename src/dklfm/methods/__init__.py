@@ -1,11 +1,11 @@
 """Ways to infer a force, behind one protocol."""
 
 from dklfm.methods.base import COSTS, Method, Posterior, load_posterior, save_posterior
-from dklfm.methods.dklfm import TrainedDKLFM
 from dklfm.methods.mechanistic import Mechanistic, fit_system
 from dklfm.methods.reaction_diffusion import ExactReactionDiffusion, MechanisticReactionDiffusion
 from dklfm.methods.references import reference
 from dklfm.methods.single import TaskMethod, TaskPosterior, fit_each
+from dklfm.methods.trained import TrainedModel
 from dklfm.methods.transcription import ExactTranscription
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Posterior",
     "TaskMethod",
     "TaskPosterior",
-    "TrainedDKLFM",
+    "TrainedModel",
     "fit_each",
     "fit_system",
     "load_posterior",

@@ -1,16 +1,23 @@
-"""The deep kernel latent force model, its encoders and the algebra of its joint Gaussian."""
+"""The deep kernel latent force model, its encoders and algebra, and black boxes beside it."""
 
+from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch, Scale
-from dklfm.model.dklfm import DKLFM, Embedding, Moments
+from dklfm.model.black_box import FourierRegressor, NeuralProcess
+from dklfm.model.build import build_model
+from dklfm.model.dklfm import DKLFM, Embedding
 from dklfm.model.store import ModelCard, choose_device, load_model, save_model
 
 __all__ = [
     "DKLFM",
     "Batch",
     "Embedding",
+    "ForceModel",
+    "FourierRegressor",
     "ModelCard",
     "Moments",
+    "NeuralProcess",
     "Scale",
+    "build_model",
     "choose_device",
     "load_model",
     "save_model",

@@ -127,6 +127,12 @@ class Batch:
             self, y=self.y[:, chosen], y_sd=self.y_sd[:, chosen], mask=self.mask[:, chosen]
         )
 
+    def only(self, chosen: Tensor) -> Batch:
+        """All outputs at their places, those not chosen hidden."""
+        hidden = torch.ones(self.y.shape[1], dtype=torch.bool, device=self.y.device)
+        hidden[chosen] = False
+        return replace(self, mask=self.mask & ~hidden[:, None])
+
     def reflected(self, axis: int, chosen: Bool[Tensor, " task"]) -> Batch:
         """The chosen tasks mirrored along one axis of the domain."""
         x = self.x.clone()

@@ -14,13 +14,14 @@ frees the learnt noise from any jitter.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dklfm.config import FourierConfig, KernelConfig, ModelConfig, PeriodFeaturesConfig
+from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch
 from dklfm.model.encoders import FourierEncoder, TransformerEncoder, masked_mean
 from dklfm.model.features import FourierFeatures, PeriodFeatures
@@ -40,16 +41,6 @@ class Embedding(NamedTuple):
     force: Float[Tensor, "task size"]
 
 
-class Moments(NamedTuple):
-    """Posterior moments on the model's scale."""
-
-    force_mean: Float[Tensor, "task query"]
-    force_variance: Float[Tensor, "task query"]
-    output_mean: Float[Tensor, "task output query"]
-    output_variance: Float[Tensor, "task output query"]
-    force_covariance: Float[Tensor, "task query query"] | None
-
-
 class MeanNetwork(nn.Module):
     """A network of z that starts at zero."""
 
@@ -64,8 +55,10 @@ class MeanNetwork(nn.Module):
         return self.head(self.body(z))[..., 0]
 
 
-class DKLFM(nn.Module):
+class DKLFM(ForceModel):
     """The model; see the module's docstring."""
+
+    method: ClassVar[str] = "dklfm"
 
     def __init__(self, config: ModelConfig, axes: int) -> None:
         super().__init__()

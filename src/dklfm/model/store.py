@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
 from dklfm.config import TrainSpec, resolved, validate
 from dklfm.errors import DklfmError, ModelError
+from dklfm.model.base import ForceModel
 from dklfm.model.batch import Scale
-from dklfm.model.dklfm import DKLFM
+from dklfm.model.build import build_model
 from dklfm.settings import Section
 
 
 class ModelCard(Section):
     """What the manifest of a trained model says of it.
 
-    ``system`` holds the settings of the system that its tasks were simulated from;
+    ``system`` holds the settings of the system that its tasks were simulated from, ``outputs`` how
+    many outputs these have (0 where it does not matter and was not said);
     ``force_variance_factor`` is what calibration found the force's variances must be scaled by.
     """
 
@@ -32,6 +34,7 @@ class ModelCard(Section):
     spec: TrainSpec
     scale: Scale
     system: dict[str, Any] = Field(default_factory=dict)
+    outputs: int = 0
     digest: str
     force_variance_factor: PositiveFloat
     simulation_cpu_s: float = 0.0
@@ -74,7 +77,9 @@ def choose_device(name: str) -> torch.device:
         raise DklfmError(f"no device {name!r}; use cpu, cuda, cuda:N or auto") from None
 
 
-def save_model(folder: Path, model: DKLFM, scale: Scale, spec: TrainSpec, **facts: Any) -> None:
+def save_model(
+    folder: Path, model: ForceModel, scale: Scale, spec: TrainSpec, **facts: Any
+) -> None:
     """Write ``weights.safetensors`` and, last, the manifest that declares the model whole."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     path = folder / "weights.safetensors"
@@ -83,7 +88,7 @@ def save_model(folder: Path, model: DKLFM, scale: Scale, spec: TrainSpec, **fact
     write_manifest(folder, payload, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM, Scale]:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceModel, Scale]:
     """Read a trained model and verify it.
 
     Raises:
@@ -95,7 +100,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[DKLFM,
         if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
             raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
         tensors = load_file(path, device=str(device))
-        model = DKLFM(card.spec.model, axes=len(card.scale.low))
+        model = build_model(card.spec, axes=len(card.scale.low), outputs=card.outputs)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read ({error}); train it again") from None

@@ -1,0 +1,52 @@
+"""What a trainable model is: a network with a density to train by and a posterior to infer with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dklfm.model.batch import Batch
+from dklfm.model.gaussian import LogDensities
+
+
+class Moments(NamedTuple):
+    """Posterior moments on the model's scale; those of the outputs only if it has a law of them."""
+
+    force_mean: Float[Tensor, "task query"]
+    force_variance: Float[Tensor, "task query"]
+    output_mean: Float[Tensor, "task output query"] | None = None
+    output_variance: Float[Tensor, "task output query"] | None = None
+    force_covariance: Float[Tensor, "task query query"] | None = None
+
+
+class ForceModel(nn.Module, ABC):
+    """A network that infers a force: what one trainer, one store and one method serve.
+
+    ``method`` is its name in a config.
+    """
+
+    method: ClassVar[str]
+
+    @abstractmethod
+    def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
+        """Densities to train by; a model without a law of the outputs has no output points.
+
+        Args:
+            batch: training tasks.
+            context: what the model sees of them; the whole batch by default.
+
+        Raises:
+            ValueError: if the batch has no force.
+        """
+
+    @abstractmethod
+    def posterior(self, batch: Batch, x_query: Tensor) -> Moments:
+        """Moments given observations, in float64.
+
+        Args:
+            batch: observations; a force in it is not looked at.
+            x_query: ``task x query x axis`` inputs in [0, 1].
+        """

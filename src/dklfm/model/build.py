@@ -1,0 +1,23 @@
+"""From the settings of a training to the model that it trains."""
+
+from __future__ import annotations
+
+from dklfm.config import FourierRegressorConfig, NeuralProcessConfig, TrainSpec
+from dklfm.model.base import ForceModel
+from dklfm.model.black_box import FourierRegressor, NeuralProcess
+from dklfm.model.dklfm import DKLFM
+
+
+def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
+    """A model with fresh weights.
+
+    Args:
+        spec: its method and sizes.
+        axes: input dimensions of the tasks.
+        outputs: functions observed of each task; black boxes are tied to that number.
+    """
+    if isinstance(spec.model, NeuralProcessConfig):
+        return NeuralProcess(spec.model, axes, outputs)
+    if isinstance(spec.model, FourierRegressorConfig):
+        return FourierRegressor(spec.model, axes, outputs)
+    return DKLFM(spec.model, axes)

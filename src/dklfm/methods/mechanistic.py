@@ -111,13 +111,15 @@ class Mechanistic:
         return theta, z, softmax(log_weights)
 
 
-def fit_system(system: System, tasks: Tasks, draws: int = 1000) -> System:
+def fit_system(
+    system: System, tasks: Tasks, config: MechanisticConfig, draws: int = 1000
+) -> System:
     """The system with the posterior of its parameters for a prior: of all tasks in equal parts.
 
     Raises:
         DataError: if the tasks lack their noise, or the system cannot take such a prior.
     """
-    method = Mechanistic(system, MechanisticConfig(samples=2048))
+    method = Mechanistic(system, config)
     parts = [method.parameters(tasks.take([i]), draws) for i in range(len(tasks))]
     try:
         return system.fitted_to({k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
@@ -273,8 +275,8 @@ class Problem:
         covariance = np.linalg.inv(_hessian(linear.residual_gradient))
 
         def variance(gradient: Array) -> Array:
-            flat = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-            return np.einsum("spi,spi->sp", flat @ covariance, flat).reshape(gradient.shape[:-1])
+            between = gradient @ np.expand_dims(covariance, tuple(range(1, gradient.ndim - 2)))
+            return np.einsum("...i,...i->...", between, gradient)
 
         moments = (
             linear.force,

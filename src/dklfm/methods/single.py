@@ -166,6 +166,6 @@ def _load(path: Path) -> tuple[TaskPosterior, float] | None:
         ), seconds
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         log.warning("the finished fit %s cannot be read (%s); it is made again", path, error)
         return None

@@ -129,8 +129,7 @@ class SensitivityPrior(_Prior):
 
     def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
         factor = self.factor.quantile(ndtr(white["sensitivity"]))
-        published = np.broadcast_to(_published()[:, gene, None].mT, (3, *factor.shape))
-        basal, sensitivity, decay = published if factor.ndim > 1 else published[:, 0]
+        basal, sensitivity, decay = (np.broadcast_to(p[gene], factor.shape) for p in _published())
         return {"basal": basal, "sensitivity": sensitivity * factor, "decay": decay}
 
 

@@ -295,6 +295,18 @@ def figure(
 
 @app.command()
 @stage
+def record(
+    results: Annotated[Path, typer.Argument(help="Results folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to keep tables and figures in.")],
+) -> None:
+    """Keep a run's Table 1 and figures, with the commit and the machine that made them."""
+    from dklfm.record import record as keep
+
+    keep(results, out)
+
+
+@app.command()
+@stage
 def config(
     path: Annotated[Path, typer.Argument(help="A config file.")],
     schema: Annotated[

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dklfm.artifacts import write_atomically
+from dklfm.artifacts import write_text
 from dklfm.resources import resource_path
 
 _PUBLISHED = "paper/table1.csv"
@@ -62,7 +63,7 @@ def published() -> pd.DataFrame:
 
 
 def _number(value: float) -> str:
-    if pd.isna(value):
+    if math.isnan(value):
         return "–"
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
 
@@ -135,6 +136,4 @@ def save(table: pd.DataFrame, stem: Path) -> None:
         "tex": latex,
     }
     for suffix, render in texts.items():
-        text = render(table)
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        write_text(stem.with_name(f"{stem.name}.{suffix}"), render(table))

@@ -1,0 +1,69 @@
+"""A run's tables and figures beside the commit and the machine that made them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from dklfm.artifacts import read_json, write_atomically, write_text
+from dklfm.errors import DataError
+
+_PACKAGES = ("numpy", "scipy", "torch", "gpytorch")
+_FIGURES = ("curve", "tasks")
+"""Kinds of figures that are kept."""
+
+
+def commit() -> str:
+    """The commit of the checkout in the current folder, marked if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no git checkout"
+    return found.stdout.strip()
+
+
+def machine() -> str:
+    """Processor, cores and the packages that speed depends on, in one line."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
+
+
+def record(results: Path, out: Path) -> None:
+    """Copy Table 1 and the figures of the experiments in it to a folder kept with the source.
+
+    Raises:
+        DataError: if the run is not complete.
+    """
+    index = read_json(results / "index.json")
+    table = results / "table1.md"
+    if not table.is_file():
+        raise DataError(f"{table} does not exist; finish the run first")
+    labels = {name.partition("/")[0] for name in index}
+    kept = []
+    for path in sorted((results / "figures").glob("*.png")):
+        label, _, kind = path.stem.rpartition("-")[0].rpartition("_")
+        if label in labels and kind in _FIGURES:
+            name = f"{label}_{kind}.png"
+            write_atomically(out / name, partial(shutil.copyfile, path))
+            kept.append(name)
+    for suffix in ("csv", "tex"):
+        name = f"table1.{suffix}"
+        write_atomically(out / name, partial(shutil.copyfile, results / name))
+    pictures = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in kept)
+    page = (
+        f"# Table 1\n\nCommit {commit()}; {machine()}. CPU times are of one thread.\n\n"
+        f"{table.read_text(encoding='utf-8')}\n{pictures}\n"
+    )
+    write_text(out / "README.md", page)

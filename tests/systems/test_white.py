@@ -1,0 +1,130 @@
+"""What inference asks of a system: white variables, derivatives, right-hand sides, fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from dklfm.config import parse_system
+from dklfm.errors import DataError
+from dklfm.systems import System, stack
+
+SPECS: list[dict[str, Any]] = [
+    {"name": "transcription", "prior": {"name": "lognormal", "spread": 0.3}, "steps": 60},
+    {"name": "transcription", "prior": {"name": "p53-empirical"}, "steps": 60},
+    {"name": "transcription", "prior": {"name": "sensitivity"}, "steps": 60},
+    {
+        "name": "lotka_volterra",
+        "step": 0.1,
+        "prey0": {"name": "lognormal", "median": 1, "spread": 1},
+    },
+    {"name": "reaction_diffusion"},
+]
+
+
+def white(system: System, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal((count, *s)) for name, s in system.white_shapes().items()}
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: "-".join(map(str, spec.values()))[:40])
+def test_white_variables_have_the_law_of_the_prior(spec: dict[str, Any]) -> None:
+    system = parse_system(spec, "test")
+    rng = np.random.default_rng(1)
+    drawn = stack([system.draw(rng) for _ in range(600)])
+    made = system.from_white(white(system, 600))
+    assert made.keys() == drawn.keys()
+    for name in drawn:
+        assert made[name].shape == drawn[name].shape
+        first, second = drawn[name].reshape(600, -1)[:, 0], made[name].reshape(600, -1)[:, 0]
+        if np.ptp(first) > 0:
+            assert ks_2samp(first, second).pvalue > 1e-3, name
+        else:
+            np.testing.assert_allclose(second, first)
+
+
+def test_transcription_knows_its_derivatives_by_the_force() -> None:
+    system = parse_system(SPECS[0], "test")
+    draws = system.from_white(white(system, 2))
+    x = np.tile(np.linspace(0, 12, 7)[:, None], (2, 1, 1))
+    known, differences = system.linearise(draws, x), System.linearise(system, draws, x)
+    np.testing.assert_allclose(known.outputs, differences.outputs, atol=1e-8)
+    np.testing.assert_allclose(known.force_gradient, differences.force_gradient, atol=1e-3)
+    np.testing.assert_allclose(known.output_gradient, differences.output_gradient, atol=1e-3)
+    assert np.abs(known.output_gradient).max() > 0.1
+
+
+def test_derivatives_by_differences_are_those_of_a_linear_system() -> None:
+    system = parse_system({"name": "reaction_diffusion"}, "test")
+    draws = dict(system.from_white(white(system, 1)))
+    x = np.random.default_rng(0).uniform(0, 1, (1, 5, 2))
+    found = system.linearise(draws, x)
+    np.testing.assert_allclose(
+        np.einsum("opc,c->op", found.output_gradient[0], draws["coefficients"][0].ravel()),
+        found.outputs[0],
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec["name"])
+def test_a_right_hand_side_is_that_of_the_solution(spec: dict[str, Any]) -> None:
+    system = parse_system(spec, "test")
+    draws = system.from_white(white(system, 3))
+    step = 1e-3
+    t = np.array([2.0 - step, 2.0, 2.0 + step])
+    solution = system.solve(draws, np.tile(t[:, None], (3, 1, 1)))
+    slope = (solution.outputs[..., 2] - solution.outputs[..., 0]) / (2 * step)
+    activity = system.activity(solution.force)[:, 1:2]
+    parameters = {
+        name: draws[name].reshape(3, -1) for name in system.parameters if name != "lengthscale"
+    }
+    rate = system.rate(solution.outputs[..., 1], activity, parameters)
+    np.testing.assert_allclose(rate, slope, rtol=1e-3, atol=1e-4)
+    start = system.solve(draws, np.zeros((3, 1, 1)))
+    np.testing.assert_allclose(
+        np.broadcast_to(system.initial(parameters), start.outputs[..., 0].shape),
+        start.outputs[..., 0],
+        rtol=1e-6,
+    )
+
+
+def test_coarse_solutions_are_finer_than_noise() -> None:
+    for spec in SPECS[0], {"name": "lotka_volterra"}:
+        system = parse_system({**spec} | ({"steps": 480} if "steps" in spec else {}), "test")
+        draws = system.from_white(white(system, 5))
+        x = np.tile(np.linspace(0, 12, 30)[:, None], (5, 1, 1))
+        fine, coarse = system.solve(draws, x).outputs, system.coarse().solve(draws, x).outputs
+        assert np.abs(fine - coarse).max() < 1e-3 * fine.std()
+
+
+def test_a_fitted_prior_has_the_moments_of_the_draws_behind_it() -> None:
+    system = parse_system(SPECS[0], "test")
+    draws = system.from_white(white(system, 4000))
+    fitted = system.fitted_to(draws)
+    again = fitted.from_white(white(fitted, 4000, seed=1))
+    for name in ("basal", "sensitivity", "decay"):
+        np.testing.assert_allclose(
+            np.log(again[name]).mean(0), np.log(draws[name]).mean(0), atol=0.03
+        )
+        np.testing.assert_allclose(
+            np.log(again[name]).std(0), np.log(draws[name]).std(0), rtol=0.06
+        )
+    assert parse_system(fitted.spec(), "test") == fitted
+
+
+def test_a_fitted_prior_is_of_five_genes() -> None:
+    system = parse_system(SPECS[0], "test")
+    fitted = system.fitted_to(system.from_white(white(system, 50)))
+    three = fitted.model_copy(update={"genes": 3})
+    with pytest.raises(DataError, match="of 5 genes, not 3"):
+        three.draw(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("method", ["rate", "initial"])
+def test_a_field_gives_no_ordinary_right_hand_side(method: str) -> None:
+    system = parse_system({"name": "reaction_diffusion"}, "test")
+    with pytest.raises(NotImplementedError, match="reaction_diffusion gives no"):
+        getattr(system, method)(*([{}] if method == "initial" else [0.0, 0.0, {}]))

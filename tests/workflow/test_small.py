@@ -38,7 +38,21 @@ def config(folder: Path, epochs: int = 2) -> dict[str, Any]:
                 },
                 "training": {"epochs": epochs, "least_points": 5},
                 "datasets": ["p53-mmgmos"],
-            }
+                "baselines": ["neural_process"],
+                "references": [
+                    {"name": "mechanistic", "tasks": 2, "samples": 64},
+                    {"name": "alfi", "tasks": 2, "iterations": 5},
+                ],
+                "curve": [8],
+            },
+            "fitted": {
+                "system": {"name": "transcription", "steps": 100},
+                "prior_from": "p53-puma2007",
+                "prior_tasks": ["1"],
+                "tasks": {"counts": {"train": 0, "validation": 0, "test": 2}, "query": 21},
+                "seeds": [],
+                "references": [{"name": "deeplfm", "iterations": 5, "samples": 10}],
+            },
         },
     }
 
@@ -82,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_figure_is_drawn(finished: Path) -> None:
     plan = Plan.of(validate(Config, config(finished), "test"))
     stages = plan.stages("figure")
-    assert len(stages) == 3
+    assert len(stages) == 4
     for name in stages:
         figures = finished / "results" / "figures"
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -92,18 +106,40 @@ def test_every_figure_is_drawn(finished: Path) -> None:
 def test_scores_have_the_documented_columns_and_every_split(finished: Path) -> None:
     scores = pd.read_csv(finished / "results" / "scores.csv")
     assert tuple(scores.columns) == COLUMNS
-    assert set(scores["split"]) == {"test", *(f"p53-mmgmos/{i}" for i in (1, 2, 3))}
+    measured = {f"p53-mmgmos/{i}" for i in (1, 2, 3)}
+    assert set(scores["split"]) == {"test", "test@train8"} | measured
     assert set(scores["seed"].astype(str)) == {"0", "all"}
     assert scores[["mean", "median"]].notna().all(axis=None)
 
 
 def test_index_leads_to_stored_products(finished: Path) -> None:
     index = read_json(finished / "results" / "index.json")
-    assert set(index) == {"small/dklfm/seed0/test", "small/dklfm/seed0/p53-mmgmos"}
+    assert set(index) == {
+        *(f"small/dklfm/seed0/{split}" for split in ("test", "test@train8", "p53-mmgmos")),
+        *(f"small/{method}/seed0/test" for method in ("neural_process", "mechanistic", "alfi")),
+        "fitted/deeplfm/seed0/test",
+    }
     for paths in index.values():
         for kind, path in paths.items():
             suffix = ".csv" if kind == "scores" else "/manifest.json"
             assert (finished / "results" / f"{path}{suffix}").exists()
+
+
+def test_table_compares_every_method_of_a_run(finished: Path) -> None:
+    table = pd.read_csv(finished / "results" / "table1.csv").set_index("method")
+    assert set(table.index) == {"dklfm", "neural_process", "mechanistic", "alfi"}
+    assert table["latent_mse"].notna().all()
+    assert table.loc["neural_process", "output_mse"] != table.loc["alfi", "output_mse"]
+    assert (finished / "results" / "table1.tex").read_text().count("toprule") == 3
+
+
+def test_tasks_are_simulated_from_the_posterior_of_a_fit(finished: Path) -> None:
+    (folder,) = (finished / "results" / "tasks").glob("fitted-*")
+    prior = read_json(folder / "manifest.json")["spec"]["system"]["prior"]
+    assert prior["name"] == "fitted"
+    scores = pd.read_csv(finished / "results" / "scores.csv")
+    assert set(scores.loc[scores["run"] == "fitted", "prior"]) == {"fitted to p53-puma2007"}
+    assert not scores.loc[scores["run"] == "fitted", "metric"].str.startswith("force").any()
 
 
 def test_second_run_has_nothing_to_do(finished: Path) -> None:
@@ -113,13 +149,14 @@ def test_second_run_has_nothing_to_do(finished: Path) -> None:
 def test_changed_training_option_reruns_training_and_what_follows_only(finished: Path) -> None:
     jobs = planned_jobs(snakemake(finished, "--dry-run", epochs=3))
     assert jobs == {
-        "train": 1, "infer": 2, "score": 2, "scores": 1, "figure": 3, "index": 1, "all": 1,
+        "train": 3, "infer": 4, "score": 4, "scores": 1, "table": 1, "figure": 4, "index": 1,
+        "all": 1,
     }  # fmt: skip
 
 
 def test_option_changed_back_makes_no_product_again(finished: Path) -> None:
     snakemake(finished, epochs=3)
     jobs = planned_jobs(snakemake(finished, "--dry-run"))
-    assert set(jobs) <= {"scores", "index", "all"}  # the two files that every config writes
+    assert set(jobs) <= {"scores", "table", "index", "all"}  # what every config writes
     snakemake(finished)
     assert "Nothing to be done" in snakemake(finished)

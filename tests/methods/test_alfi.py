@@ -13,18 +13,11 @@ from torch import Tensor
 from dklfm import simulate
 from dklfm.config import AlfiConfig, TasksConfig, validate
 from dklfm.errors import DataError
-from dklfm.methods.alfi import (
-    RESPONSES,
-    Alfi,
-    GaussianPosterior,
-    InducingForce,
-    Observations,
-    OrdinarySolver,
-    ReactionDiffusionSolver,
-    Solver,
-)
+from dklfm.methods.alfi import Alfi
 from dklfm.methods.reaction_diffusion import ExactReactionDiffusion
+from dklfm.methods.solvers import RESPONSES, OrdinarySolver, ReactionDiffusionSolver, Solver
 from dklfm.methods.transcription import ExactTranscription
+from dklfm.methods.variational import GaussianPosterior, InducingForce, Observations
 from dklfm.systems import LotkaVolterra, ReactionDiffusion, System, Transcription
 from dklfm.systems import transcription as transcription_system
 from dklfm.systems.base import Draw

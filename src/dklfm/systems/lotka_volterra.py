@@ -64,6 +64,8 @@ class LotkaVolterra(System):
         return (parameters["alpha"] - parameters["beta"] * activity) * outputs
 
     def initial(self, parameters: Mapping[str, Any]) -> Any:
+        if self.start != 0:
+            raise NotImplementedError("the state is given at time 0, which is not the start")
         return parameters["prey0"]
 
     def white_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -104,7 +104,6 @@ def test_methods_are_compared_in_a_table_and_recorded(
     assert set(pd.read_csv(results / "table1.csv")["method"]) == set(posteriors)
 
     done("figure", "curve", results / "figures" / "one_curve-0123456789", *per_task)
-    write_json(results / "index.json", {"one/dklfm/seed0/test": {}})
     done("record", results, tmp_path / "docs")
     page = (tmp_path / "docs" / "README.md").read_text()
     assert "mechanistic" in page
@@ -114,7 +113,6 @@ def test_methods_are_compared_in_a_table_and_recorded(
 
 
 def test_an_unfinished_run_is_not_recorded(tmp_path: Path) -> None:
-    write_json(tmp_path / "results" / "index.json", {})
     assert "finish the run first" in refused("record", tmp_path / "results", tmp_path / "docs")
 
 

@@ -10,7 +10,9 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from dklfm.artifacts import read_json, write_atomically, write_text
+import pandas as pd
+
+from dklfm.artifacts import write_atomically, write_text
 from dklfm.errors import DataError
 
 _PACKAGES = ("numpy", "scipy", "torch", "gpytorch")
@@ -46,11 +48,10 @@ def record(results: Path, out: Path) -> None:
     Raises:
         DataError: if the run is not complete.
     """
-    index = read_json(results / "index.json")
     table = results / "table1.md"
     if not table.is_file():
         raise DataError(f"{table} does not exist; finish the run first")
-    labels = {name.partition("/")[0] for name in index}
+    labels = set(pd.read_csv(results / "table1.csv")["run"])
     kept = []
     for path in sorted((results / "figures").glob("*.png")):
         label, _, kind = path.stem.rpartition("-")[0].rpartition("_")

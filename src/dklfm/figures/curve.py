@@ -46,7 +46,7 @@ def draw_curve(scores: Sequence[pd.DataFrame]) -> Figure:
             rows = wide[wide["method"] == method]
             left.axhline(rows["latent_mse"].mean(), color=color, lw=1.2, label=_LINES[method])
         left.set_title(f"error on the same {len(common)} test tasks")
-        left.legend()
+        left.legend(loc="upper right")
         _costs(right, trained, {m: wide[wide["method"] == m] for m in single})
     return figure
 
@@ -81,9 +81,10 @@ def _costs(axes: Axes, trained: pd.DataFrame, single: dict[str, pd.DataFrame]) -
         if cost > each:
             even = once / (cost - each)
             axes.plot([even], [cost * even], "o", color=color, ms=5)
-            axes.annotate(
-                f"{even:.0f} tasks", (even, cost * even), (6, -10), textcoords="offset points"
-            )
+            # The cheaper method's to its right and below, the other's to the left and above.
+            offset = (8, -12) if method == "mechanistic" else (-48, 8)
+            at, label = (even, cost * even), f"{even:.0f} tasks"
+            axes.annotate(label, at, offset, textcoords="offset points")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("tasks inferred")

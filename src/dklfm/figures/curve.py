@@ -46,7 +46,7 @@ def draw_curve(scores: Sequence[pd.DataFrame]) -> Figure:
             rows = wide[wide["method"] == method]
             left.axhline(rows["latent_mse"].mean(), color=color, lw=1.2, label=_LINES[method])
         left.set_title(f"error on the same {len(common)} test tasks")
-        left.legend(loc="upper right")
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 0.08))
         _costs(right, trained, {m: wide[wide["method"] == m] for m in single})
     return figure
 

@@ -143,8 +143,8 @@ class ReactionDiffusion(System):
             for theta, prior in ((theta_x, self.lengthscale_x), (theta_t, self.lengthscale_t))
         )
         root_x, root_t = _root(nodes_x, theta_x), _root(nodes_t, theta_t)
-        force_x = greens.kernel(mesh.x[:, None], nodes_x, theta_x) @ root_x
-        force_t = greens.kernel(mesh.t[:, None], nodes_t, theta_t) @ root_t
+        force_x = _apply(greens.kernel(mesh.x[:, None], nodes_x, theta_x), root_x)
+        force_t = _apply(greens.kernel(mesh.t[:, None], nodes_t, theta_t), root_t)
 
         # Where u does not vanish at the ends, the sine series of y falls only as n⁻³. That of
         # y − A⁻¹u, A = λ − D ∂²/∂x², falls as n⁻⁵, and A⁻¹u is known in closed form; its share
@@ -159,7 +159,7 @@ class ReactionDiffusion(System):
             production=production,
             force_x=force_x,
             force_t=force_t,
-            steady=greens.steady_state(mesh.x, nodes_x, decay, diffusion, theta_x) @ root_x,
+            steady=_apply(greens.steady_state(mesh.x, nodes_x, decay, diffusion, theta_x), root_x),
             settled_t=(1 - resting) * force_t,
             sines=2 * np.sin(np.pi * np.outer(mesh.x, mode)),
             amplitude=np.hstack([half, mirrored]) @ root_x,
@@ -248,6 +248,15 @@ def _root(nodes: Array, theta: float) -> Array:
     return (vectors[:, keep] / np.sqrt(values[keep])) @ vectors[:, keep].T
 
 
+def _apply(rows: Array, root: Array) -> Array:
+    """``rows @ root``, each row summed in the same order however many there are.
+
+    The root amplifies rounding a million times. BLAS orders its sums by the number of rows, and a
+    point's value would depend on which other points are asked for.
+    """
+    return np.einsum("...n,ni->...i", rows, root)
+
+
 def _lag(rate: Array, t: Array, nodes: Array, root: Array, theta: float, white: Array) -> Array:
     """∫₀ᵗ e^{−β(t−τ)} u(τ) dτ − (1 − e^{−β_N t}) u(t)/β, how far a mode lags its resting state.
 
@@ -273,10 +282,10 @@ def _lag(rate: Array, t: Array, nodes: Array, root: Array, theta: float, white: 
     beta = rate[:slow, None, None]
     response = greens.relaxation(t[:, None], nodes, beta, theta)
     response -= greens.kernel(t[:, None], nodes, theta) / beta
-    exact = (response @ root) @ (white[:slow] if own else white)
+    exact = _apply(response, root) @ (white[:slow] if own else white)
 
     times = np.append(t, 0.0)[:, None]
-    derivatives = greens.scaled_derivatives(times, nodes, theta, greens.ORDER) @ root
+    derivatives = _apply(greens.scaled_derivatives(times, nodes, theta, greens.ORDER), root)
     columns = np.moveaxis(white, 1, 0)  # node mode column
     paths = np.tensordot(derivatives, columns, axes=1)  # j time mode column
     beta = rate[slow:, None]

@@ -14,11 +14,14 @@ from contextlib import contextmanager
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"  # before NumPy loads its BLAS
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402 - BLAS reads its threads at import
 
-from dklfm.systems.base import stack  # noqa: E402
-from dklfm.systems.reaction_diffusion import ReactionDiffusion  # noqa: E402
-from dklfm.systems.reaction_diffusion_covariance import grid_covariances, sample_joint  # noqa: E402
+from dklfm.systems.base import stack  # noqa: E402 - likewise
+from dklfm.systems.reaction_diffusion import ReactionDiffusion  # noqa: E402 - likewise
+from dklfm.systems.reaction_diffusion_covariance import (  # noqa: E402 - likewise
+    grid_covariances,
+    sample_joint,
+)
 
 
 @contextmanager

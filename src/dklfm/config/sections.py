@@ -54,10 +54,7 @@ class TasksConfig(Section):
     force_noise: Annotated[float, Field(ge=0)] = 0.02
 
 
-class TransformerConfig(Section):
-    """Self-attention over the points of an output; any mesh."""
-
-    name: Literal["transformer"] = "transformer"
+class _AttentionConfig(Section):
     width: PositiveInt = 64
     layers: PositiveInt = 2
     heads: PositiveInt = 4
@@ -65,13 +62,15 @@ class TransformerConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _check_heads(self.width, self.heads)
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         return self
 
 
-def _check_heads(width: int, heads: int) -> None:
-    if width % heads:
-        raise ValueError(f"width {width} must be a multiple of heads {heads}")
+class TransformerConfig(_AttentionConfig):
+    """Self-attention over the points of an output; any mesh."""
+
+    name: Literal["transformer"] = "transformer"
 
 
 class FourierConfig(Section):
@@ -146,18 +145,8 @@ class ModelConfig(Section):
     noise: Literal["homoscedastic", "relative", "given"] = "relative"
 
 
-class NeuralProcessConfig(Section):
+class NeuralProcessConfig(_AttentionConfig):
     """A black box: attention over all observations of a task, and of queries to them; any mesh."""
-
-    width: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    frequencies: PositiveInt = 6
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        _check_heads(self.width, self.heads)
-        return self
 
 
 class FourierRegressorConfig(Section):

@@ -98,7 +98,7 @@ class Alfi:
             return self._fit(task)
         except NotImplementedError as error:
             raise DataError(f"{self.name} cannot fit {self.system.name}: {error}") from None
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not declare it
             name = task.data["task"].values[0]
             raise DataError(
                 f"task {name}: the fit of {self.name} diverges; state a larger y_sd, "

@@ -53,9 +53,10 @@ def mixture(fits: Sequence[TaskPosterior], weights: Array) -> TaskPosterior:
         within = np.tensordot(weights, np.array(variances), 1)
         return mean, np.clip(within + between, 1e-12, None)
 
-    assert all(f.force_mean is not None and f.force_variance is not None for f in fits)
+    means = [f.force_mean for f in fits if f.force_mean is not None]
+    variances = [f.force_variance for f in fits if f.force_variance is not None]
     return TaskPosterior(
-        *moments([f.force_mean for f in fits], [f.force_variance for f in fits]),  # type: ignore[misc]
+        *moments(means, variances),
         *moments([f.output_mean for f in fits], [f.output_variance for f in fits]),
         effective_sample_size=1 / float(np.square(weights).sum()),
     )

@@ -241,3 +241,9 @@ def test_config_written_out_is_read_back_the_same(tmp_path: Path) -> None:
 def test_schema_documents_every_section_of_an_experiment() -> None:
     properties = json_schema()["$defs"]["Experiment"]["properties"]
     assert {"system", "tasks", "model", "training", "seeds"} <= set(properties)
+
+
+def test_an_experiment_that_neither_trains_nor_fits_is_refused() -> None:
+    experiment = {"system": {"name": "transcription"}, "seeds": []}
+    with pytest.raises(ConfigError, match="without seeds nothing is trained"):
+        validate(Config, {"experiments": {"one": experiment}}, "test")

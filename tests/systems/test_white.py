@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from dklfm.config import parse_system
-from dklfm.errors import DataError
+from dklfm.errors import ConfigError
 from dklfm.systems import System, stack
 
 SPECS: list[dict[str, Any]] = [
@@ -115,12 +115,27 @@ def test_a_fitted_prior_has_the_moments_of_the_draws_behind_it() -> None:
     assert parse_system(fitted.spec(), "test") == fitted
 
 
-def test_a_fitted_prior_is_of_five_genes() -> None:
+def test_a_prior_of_the_five_targets_is_of_five_genes() -> None:
     system = parse_system(SPECS[0], "test")
     fitted = system.fitted_to(system.from_white(white(system, 50)))
-    three = fitted.model_copy(update={"genes": 3})
-    with pytest.raises(DataError, match="of 5 genes, not 3"):
-        three.draw(np.random.default_rng(0))
+    for prior in (fitted.spec()["prior"], {"name": "sensitivity"}):
+        with pytest.raises(ConfigError, match="is of the 5 p53 targets, not of 3 genes; set"):
+            parse_system({"name": "transcription", "genes": 3, "prior": prior}, "test")
+    three = parse_system(SPECS[0] | {"genes": 3}, "test")
+    with pytest.raises(NotImplementedError, match="of 5 genes, not 3"):
+        three.fitted_to(three.from_white(white(three, 50)))
+
+
+def test_other_genes_have_the_moments_of_a_target_picked_at_random() -> None:
+    five = parse_system(SPECS[0], "test")
+    three = parse_system(SPECS[0] | {"genes": 3}, "test")
+    names = ("basal", "sensitivity", "decay")
+    mixture = five.from_white(white(five, 20_000))
+    pooled = three.from_white(white(three, 20_000))
+    assert pooled["basal"].shape == (20_000, 3)
+    logs = [np.log(np.stack([draw[k].ravel() for k in names])) for draw in (mixture, pooled)]
+    np.testing.assert_allclose(logs[1].mean(1), logs[0].mean(1), atol=0.02)
+    np.testing.assert_allclose(np.cov(logs[1]), np.cov(logs[0]), atol=0.03)
 
 
 @pytest.mark.parametrize("method", ["rate", "initial"])

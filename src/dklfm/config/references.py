@@ -26,11 +26,13 @@ class MechanisticConfig(_Reference):
     """The equation itself, told the prior; or told the true parameters, in ``_known``.
 
     The mode of the posterior is sought from the best of ``starts`` draws of the prior; ``samples``
-    importance weights correct the Laplace approximation there.
+    importance weights correct the Laplace approximation there, or with the sampler ``emcee`` so
+    many draws of a Markov chain: slower, and the check on the former (extra ``sampling``).
     """
 
     name: Literal["mechanistic", "mechanistic_known"] = "mechanistic"
     starts: PositiveInt = 16
+    sampler: Literal["importance", "emcee"] = "importance"
     samples: PositiveInt = 512
 
 

@@ -8,9 +8,9 @@ points,
 
 Given θ this is close to quadratic in z, so that a Laplace approximation gives p(z | θ, y) and the
 evidence p(y | θ) almost exactly. Over θ it is curved: sensitivities trade with the force's scale.
-θ is therefore sampled, from multivariate t distributions that begin at the joint mode and adapt to
-the samples' weights (Cappé et al. 2004), and weighted by its evidence; the posterior is the
-weighted mixture of the conditional Gaussians. With the parameters integrated
+θ is therefore sampled (:mod:`dklfm.methods.sampling`), by importance sampling that begins with
+Laplace's approximation at the joint mode, or by a Markov chain; the posterior is the weighted
+mixture of the conditional Gaussians. With the parameters integrated
 out nothing that sees the outputs alone does better; with the parameters known, the error left is
 that of the noise.
 """
@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, softmax
-from scipy.stats import multivariate_t
 
 from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
+from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain
 from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -41,16 +40,12 @@ _FORCE_ITERATIONS = 8
 _TOLERANCE = 1e-2
 """An energy, in nats, is minimal when a step lowers it by less."""
 _BATCH = 64
-_ROUNDS = 4
-_DEGREES_OF_FREEDOM = 15
-_TEMPER = 0.6
-"""Power on the weights that the proposal adapts to: fewer samples dominate it."""
 _NEGLIGIBLE = 1e-4
 """Share of the largest weight below which a sample's moments are not worth computing."""
 
 
 class Mechanistic:
-    """Importance sampling over the parameters, Laplace's approximation for the force."""
+    """Sampling over the parameters, Laplace's approximation for the force."""
 
     def __init__(self, system: System, config: MechanisticConfig) -> None:
         self.system, self.config, self.name = system, config, config.name
@@ -66,49 +61,37 @@ class Mechanistic:
         problem = Problem(self.system, task, known)
         rng = np.random.default_rng(0)  # the same for every task
         mode = find_mode(problem, rng, self.config.starts)
-        theta, z, weights = self._sample(problem, mode, rng)
-        heavy = weights > _NEGLIGIBLE * weights.max()
-        fits = problem.conditionals(theta[heavy], z[heavy])
-        found = mixture(fits, weights[heavy] / weights[heavy].sum())
-        return found if problem.parameters else found._replace(effective_sample_size=None)
+        if not problem.parameters:
+            (known_fit,) = problem.conditionals(mode.theta[None], mode.z[None])
+            return known_fit
+        sample = self._sample(problem, mode, rng)
+        heavy = sample.weights > _NEGLIGIBLE * sample.weights.max()
+        fits = problem.conditionals(sample.theta[heavy], sample.extra[heavy])
+        found = mixture(fits, sample.weights[heavy] / sample.weights[heavy].sum())
+        return found._replace(effective_sample_size=sample.effective_size)
 
     def parameters(self, task: Tasks, count: int) -> dict[str, Array]:
         """``count`` draws of the parameters from the posterior of the only task given."""
         problem = Problem(self.system, task, {})
         rng = np.random.default_rng(0)
-        theta, z, weights = self._sample(problem, find_mode(problem, rng, self.config.starts), rng)
-        chosen = rng.choice(len(theta), size=count, p=weights)
-        draws = problem.draws(theta[chosen], z[chosen])
+        sample = self._sample(problem, find_mode(problem, rng, self.config.starts), rng)
+        chosen = rng.choice(len(sample.theta), size=count, p=sample.weights)
+        draws = problem.draws(sample.theta[chosen], sample.extra[chosen])
         return {name: draws[name] for name in self.system.parameters}
 
-    def _sample(
-        self, problem: Problem, mode: Mode, rng: np.random.Generator
-    ) -> tuple[Array, Array, Array]:
-        """Samples of θ, the most probable z of each, and their weights."""
+    def _sample(self, problem: Problem, mode: Mode, rng: np.random.Generator) -> Sample:
+        """Samples of θ with the most probable z of each."""
         size = problem.parameters
-        if not size:
-            return mode.theta[None], mode.z[None], np.ones(1)
-        centre = mode.theta
-        laplace = scale = np.linalg.inv(mode.hessian)[:size, :size]
-        proposals, theta, z, evidence = [], np.empty((0, size)), np.empty((0, len(mode.z))), []
-        for _ in range(_ROUNDS):
-            proposal = multivariate_t(
-                centre, (scale + scale.T) / 2, df=_DEGREES_OF_FREEDOM, seed=rng
-            )
-            proposals.append(proposal)
-            drawn = proposal.rvs(self.config.samples // _ROUNDS).reshape(-1, size)
-            found, log_evidence = problem.maximise_force(drawn, mode)
-            theta, z = np.vstack([theta, drawn]), np.vstack([z, found])
-            evidence.append(log_evidence)
-            # All rounds together are one sample of the mixture of their proposals.
-            densities = [np.atleast_1d(p.logpdf(theta)) for p in proposals]
-            log_weights = np.concatenate(evidence) - logsumexp(densities, axis=0)
-            tempered = softmax(_TEMPER * log_weights)
-            centre = tempered @ theta
-            spread = (theta - centre).T @ (tempered[:, None] * (theta - centre))
-            trust = 1 / (1 + size * np.square(tempered).sum())
-            scale = (1 - trust) * laplace + trust * spread
-        return theta, z, softmax(log_weights)
+        coordinates = Coordinates.of(problem.parameter_of_each, size)
+
+        def density(theta: Array) -> tuple[Array, Array]:
+            return problem.maximise_force(theta, mode)
+
+        covariance = np.linalg.inv(mode.hessian)[:size, :size]
+        found = importance(density, coordinates, mode.theta, covariance, self.config.samples, rng)
+        if self.config.sampler == "importance":
+            return found
+        return markov_chain(density, coordinates, found, self.config.samples, seed=0)
 
 
 def fit_system(
@@ -182,6 +165,11 @@ class Problem:
         known = {k: np.broadcast_to(v, (count, *np.shape(v))) for k, v in self.known.items()}
         return {**self.system.from_white(white), **known}
 
+    def parameter_of_each(self, theta: Array) -> Array:
+        """The parameter that each variable of θ stands behind, ``set x size``."""
+        draws = self.draws(theta, np.zeros((len(theta), self.coefficients)))
+        return np.hstack([draws[name].reshape(len(theta), -1) for name in self.shapes])
+
     def _residual(self, outputs: Array) -> Array:
         return ((outputs[..., : self.points] - self.y) / self.sd)[:, self.observed]
 
@@ -192,8 +180,9 @@ class Problem:
 
     def energy(self, theta: Array, z: Array) -> Array:
         """−log p(θ, z, y) up to a constant, ``set``."""
-        squares = (np.square(part).sum(-1) for part in (theta, z, self.residual(theta, z)))
-        total = 0.5 * sum(squares)
+        with np.errstate(over="ignore"):  # far from the data a solution may overflow
+            squares = (np.square(part).sum(-1) for part in (theta, z, self.residual(theta, z)))
+            total = 0.5 * sum(squares)
         return np.where(np.isfinite(total), total, np.inf)
 
     def linearise(self, theta: Array, z: Array, queries: bool = False) -> Linear:

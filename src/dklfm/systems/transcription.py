@@ -8,11 +8,9 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 from scipy.special import ndtr
 
-from dklfm.errors import DataError
 from dklfm.resources import resource_path
 from dklfm.settings import Distribution, Section, Uniform, positive
 from dklfm.systems import gaussian
@@ -53,33 +51,48 @@ def _published() -> Array:
 class _Prior(Section, ABC):
     """A law of basal rate, sensitivity and decay of each gene.
 
-    With five genes, output j is the p53 target ``GENES[j]``; with another number, each
-    output takes the law of a target drawn at random.
+    With five genes, output j is the p53 target ``GENES[j]``.
     """
 
     varying: ClassVar[tuple[str, ...]] = _PARAMETERS
     """The parameters that are not fixed."""
+    any_genes: ClassVar[bool] = False
+    """Whether the law is also one of other genes than the five targets."""
 
     @abstractmethod
-    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
-        """Parameters ``... x gene`` of the targets ``gene`` from standard normal variables."""
+    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
+        """Parameters ``... x gene`` from as many standard normal variables each."""
 
     def draw(self, rng: np.random.Generator, genes: int) -> dict[str, Array]:
         noise = rng.standard_normal((len(self.varying), genes))
-        gene = np.arange(genes) if genes == len(GENES) else rng.integers(len(GENES), size=genes)
-        return self.of_white(dict(zip(self.varying, noise, strict=True)), gene)
+        return self.of_white(dict(zip(self.varying, noise, strict=True)))
 
 
 class _LogNormalPrior(_Prior):
-    """Independent log-normals."""
+    """Independent log-normals of the five targets.
+
+    Any other number of genes are drawn from one law, a joint log-normal of basal rate, sensitivity
+    and decay with the moments of a target picked at random.
+    """
+
+    any_genes: ClassVar[bool] = True
 
     @abstractmethod
     def moments(self) -> tuple[Array, Array]:
-        """Mean and standard deviation of the log, ``parameter x gene``."""
+        """Mean and standard deviation of the log, ``parameter x target``."""
 
-    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
-        mean, sd = (moment[:, gene] for moment in self.moments())
-        return {name: np.exp(mean[k] + sd[k] * white[name]) for k, name in enumerate(_PARAMETERS)}
+    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
+        mean, sd = self.moments()
+        stacked = np.stack([white[name] for name in _PARAMETERS])
+        if stacked.shape[-1] == len(GENES):
+            shape = (len(mean), *(1,) * (stacked.ndim - 2), len(GENES))
+            logs = mean.reshape(shape) + sd.reshape(shape) * stacked
+        else:
+            covariance = np.diag(np.square(sd).mean(1)) + np.cov(mean, bias=True)
+            root = np.linalg.cholesky(covariance)
+            centre = mean.mean(1).reshape(-1, *(1,) * (stacked.ndim - 1))
+            logs = centre + np.tensordot(root, stacked, 1)
+        return dict(zip(_PARAMETERS, np.exp(logs), strict=True))
 
 
 class LogNormalPrior(_LogNormalPrior):
@@ -115,7 +128,7 @@ class P53EmpiricalPrior(_LogNormalPrior):
 
 
 class SensitivityPrior(_Prior):
-    """Published p53 values, each sensitivity multiplied by a factor of its own."""
+    """Published p53 values of the five targets, each sensitivity times a factor of its own."""
 
     varying: ClassVar[tuple[str, ...]] = ("sensitivity",)
 
@@ -127,9 +140,9 @@ class SensitivityPrior(_Prior):
         low, high = self.factor.bounds
         return f"sensitivity x {low:g}-{high:g}"
 
-    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
+    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
         factor = self.factor.quantile(ndtr(white["sensitivity"]))
-        basal, sensitivity, decay = (np.broadcast_to(p[gene], factor.shape) for p in _published())
+        basal, sensitivity, decay = (np.broadcast_to(p, factor.shape) for p in _published())
         return {"basal": basal, "sensitivity": sensitivity * factor, "decay": decay}
 
 
@@ -155,9 +168,7 @@ class FittedPrior(_Prior):
     def label(self) -> str:
         return self.name
 
-    def of_white(self, white: Mapping[str, Array], gene: NDArray[np.intp]) -> dict[str, Array]:
-        if len(gene) != len(GENES):
-            raise DataError(f"a fitted prior is of {len(GENES)} genes, not {len(gene)}")
+    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
         values, vectors = np.linalg.eigh(np.array(self.covariance))
         root = vectors * np.sqrt(np.clip(values, 0.0, None)) @ vectors.T
         stacked = np.concatenate([white[name] for name in _PARAMETERS], axis=-1)
@@ -185,6 +196,15 @@ class Transcription(System):
         Field(discriminator="name"),
     ] = P53EmpiricalPrior()
     steps: Annotated[int, Field(ge=10)] = 480
+
+    @model_validator(mode="after")
+    def _of_the_targets(self) -> Self:
+        if self.genes != len(GENES) and not self.prior.any_genes:
+            raise ValueError(
+                f"the prior {self.prior.name} is of the {len(GENES)} p53 targets, not of "
+                f"{self.genes} genes; set genes: {len(GENES)}, or prior: {{name: lognormal}}"
+            )
+        return self
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -226,19 +246,17 @@ class Transcription(System):
         return {**parameters, "lengthscale": lengthscale, "coefficients": coefficients}
 
     def white_shapes(self) -> dict[str, tuple[int, ...]]:
-        if self.genes != len(GENES):
-            raise NotImplementedError(
-                f"with other than {len(GENES)} genes the prior is a mixture over them"
-            )
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self.prior.varying, (self.genes,))
         return shapes | {"lengthscale": (), "coefficients": (len(self._nodes()),)}
 
     def from_white(self, white: Draw) -> Draw:
         lengthscale = self.lengthscale.quantile(ndtr(white["lengthscale"]))
-        parameters = self.prior.of_white(white, np.arange(self.genes))
+        parameters = self.prior.of_white(white)
         return {**parameters, "lengthscale": lengthscale, "coefficients": white["coefficients"]}
 
     def fitted_to(self, parameters: Mapping[str, Array]) -> Transcription:
+        if self.genes != len(GENES):
+            raise NotImplementedError(f"a fitted prior is of {len(GENES)} genes, not {self.genes}")
         draws = np.log(np.concatenate([parameters[name] for name in _PARAMETERS], axis=1))
         covariance = np.cov(draws, rowvar=False)
         prior = FittedPrior(

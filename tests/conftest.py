@@ -78,5 +78,5 @@ def tasks(store: Path) -> Tasks:
 def model_folder(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained for two epochs; only for reading."""
     folder = tmp_path_factory.mktemp("model") / "small"
-    training.run(TRAINING, tasks, folder, system=SIMULATION["system"])
+    training.run(TRAINING, tasks, folder, simulation=SIMULATION)
     return folder

@@ -136,8 +136,8 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
     settings = _read_spec(spec)
     loaded = load_tasks(tasks)
     manifest = read_json(tasks / MANIFEST)
-    system, cost = manifest.get("spec", {}).get("system"), manifest.get("simulation_cpu_s", 0.0)
-    training.run(settings, loaded, out, device, system=system, simulation_cpu_s=cost)
+    simulation, cost = manifest.get("spec"), manifest.get("simulation_cpu_s", 0.0)
+    training.run(settings, loaded, out, device, simulation=simulation, simulation_cpu_s=cost)
 
 
 @app.command()
@@ -254,7 +254,9 @@ def table(
 @app.command()
 @stage
 def figure(
-    kind: Annotated[str, typer.Argument(help="curve, learning, tasks, fields, kni, p53, series.")],
+    kind: Annotated[
+        str, typer.Argument(help="curve, learning, calibration, tasks, fields, kni, p53, series.")
+    ],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; a .pdf and a .png are made.")],
     inputs: Annotated[
         list[Path],

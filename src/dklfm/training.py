@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -20,10 +21,29 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dklfm.artifacts import dataset_digest, write_atomically
-from dklfm.config import TrainingConfig, TrainSpec, canonical_json, resolved, validate
-from dklfm.errors import DklfmError
-from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model, choose_device, save_model
+from dklfm.config import (
+    OperatorConfig,
+    StreamConfig,
+    TasksConfig,
+    TrainingConfig,
+    TrainSpec,
+    canonical_json,
+    resolved,
+    validate,
+)
+from dklfm.errors import DataError, DklfmError
+from dklfm.model import (
+    DKLFM,
+    Batch,
+    ForceModel,
+    OperatorLFM,
+    Scale,
+    build_model,
+    choose_device,
+    save_model,
+)
 from dklfm.progress import progress
+from dklfm.simulate import assemble, parse_spec, simulate
 from dklfm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -33,6 +53,8 @@ _SCALE_RATE = 10.0
 """Kernel and noise scales are few, well scaled and slow: they learn this much faster."""
 _NORMAL_95 = 1.959964
 _CHECKPOINT_SECONDS = 20.0
+_STREAM_STRIDE = 2**32
+"""Between the indices of the first tasks of two seeds; stored tasks come before."""
 
 
 class Trainer:
@@ -40,19 +62,20 @@ class Trainer:
 
     def __init__(self, tasks: Tasks, spec: TrainSpec, device: torch.device) -> None:
         self.spec, self.device = spec, device
-        train, validation = tasks.split("train"), tasks.split("validation")
+        train = self._first(tasks)
         self.scale = Scale.of(train)
-        self.train = Batch.of(train, self.scale).to(device)
-        self.validation = Batch.of(validation, self.scale).to(device)
+        self.train = self._pair(train)
+        self.validation = self._pair(tasks.split("validation"))
         torch.manual_seed(spec.seed)
-        outputs = self.train.y.shape[1]
-        self.model = build_model(spec, axes=len(self.scale.low), outputs=outputs).to(device)
+        self.outputs = train["y"].shape[1]
+        axes = len(self.scale.low)
+        self.model = build_model(spec, axes=axes, outputs=self.outputs).to(device)
         average = get_ema_multi_avg_fn(spec.training.average)
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self.generator = torch.Generator().manual_seed(spec.seed)
         config = spec.training
         self.optimiser, rates = _optimiser(self.model, config)
-        steps = config.epochs * math.ceil(len(self.train) / config.batch_size)
+        steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, max_lr=rates, total_steps=steps
         )
@@ -61,6 +84,11 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_density = -math.inf
+
+    @property
+    def seen(self) -> int:
+        """How many different tasks the run has trained on."""
+        return len(self.train[0])
 
     @property
     def averaged_model(self) -> ForceModel:
@@ -73,9 +101,11 @@ class Trainer:
         started, config = time.process_time(), self.spec.training
         self.model.train()
         losses = []
-        order = torch.randperm(len(self.train), generator=self.generator)
-        for chosen in order.split(config.batch_size):
-            loss = self._loss(*self._augmented(self.train.take(chosen.to(self.device))))
+        batch, context = self._epoch_tasks()
+        order = torch.randperm(len(context), generator=self.generator)
+        for chosen in order.to(self.device).split(config.batch_size):
+            parts = self._augmented(batch.take(chosen), context.take(chosen))
+            loss = self.model.loss(*parts, config.conditional_weight)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -94,14 +124,20 @@ class Trainer:
         self.cpu_seconds += time.process_time() - started
         self.history.append({**row, "cpu_seconds": self.cpu_seconds})
 
-    def _loss(self, batch: Batch, context: Batch) -> Tensor:
-        densities = self.model.log_densities(batch, context)
-        points = densities.output_points + densities.force_points
-        joint = (densities.outputs + densities.force_given_outputs) / points
-        conditional = densities.force_given_outputs / densities.force_points
-        return -(joint + self.spec.training.conditional_weight * conditional).mean()
+    def _first(self, tasks: Tasks) -> Tasks:
+        """The training tasks of the first epoch, which set the scale."""
+        return tasks.split("train")
 
-    def _augmented(self, batch: Batch) -> tuple[Batch, Batch]:
+    def _epoch_tasks(self) -> tuple[Batch, Batch]:
+        """What the next epoch is judged by, and the observations that the model sees."""
+        return self.train
+
+    def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
+        """Observations as both, as every model but the operator is judged by them."""
+        batch = Batch.of(tasks, self.scale).to(self.device)
+        return batch, batch
+
+    def _augmented(self, batch: Batch, _: Batch) -> tuple[Batch, Batch]:
         """Tasks to train on, and what the model sees of them.
 
         It sees a random subset of points and outputs, which frees it from the mesh. The DKLFM's
@@ -116,11 +152,10 @@ class Trainer:
         if config.negate:
             batch = batch.negated(self.scale, self._coins(len(batch)))
         seen = batch if points is None else batch.points(points.sort().values)
-        if isinstance(self.model, DKLFM):
-            batch = seen = seen if outputs is None else seen.outputs(outputs)
-        elif outputs is not None:
-            seen = seen.only(outputs)
-        return batch, self._window(seen)
+        if outputs is not None:
+            chosen = seen.outputs if self.model.exchangeable else seen.only
+            seen = chosen(outputs)
+        return seen if isinstance(self.model, DKLFM) else batch, self._window(seen)
 
     def _coins(self, size: int) -> Tensor:
         return (torch.rand(size, generator=self.generator) < 0.5).to(self.device)
@@ -149,9 +184,10 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         model = self.averaged_model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
-        for i in range(0, len(self.validation), self.spec.training.batch_size):
-            batch = self.validation.take(slice(i, i + self.spec.training.batch_size))
-            sums += torch.stack([t.double().sum().cpu() for t in model.log_densities(batch)])
+        for i in range(0, len(self.validation[0]), self.spec.training.batch_size):
+            part = slice(i, i + self.spec.training.batch_size)
+            densities = model.log_densities(*(batch.take(part) for batch in self.validation))
+            sums += torch.stack([total.double().sum().cpu() for total in densities])
         outputs, force, output_points, force_points = sums.tolist()
         density = force / force_points
         if math.isfinite(density) and density > self.best_density:
@@ -164,7 +200,7 @@ class Trainer:
         return row | ({"coupling": self._coupling(model)} if isinstance(model, DKLFM) else {})
 
     def _coupling(self, model: DKLFM) -> float:
-        coupling = model.coupling(self.validation.take(slice(0, 16)))
+        coupling = model.coupling(self.validation[1].take(slice(0, 16)))
         if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
             log.warning(
                 "epoch %d: force and outputs are uncorrelated under the learnt prior (%.1e); the "
@@ -218,6 +254,73 @@ class Trainer:
         self.best_density = -math.inf if best is None else best
 
 
+class StreamTrainer(Trainer):
+    """Training on tasks that are simulated for each epoch, from seeds that no store uses."""
+
+    def __init__(
+        self, tasks: Tasks, spec: TrainSpec, device: torch.device, simulation: Mapping[str, Any]
+    ) -> None:
+        assert isinstance(spec.training, StreamConfig)
+        self.stream = spec.training
+        self.system, self.tasks_config = parse_spec(simulation, "the tasks' own settings")
+        super().__init__(tasks, spec, device)
+
+    def _first(self, tasks: Tasks) -> Tasks:
+        return self._simulated(0)
+
+    def _simulated(self, epoch: int) -> Tasks:
+        config: TasksConfig = self.tasks_config
+        if self.stream.meshes:
+            mesh = self.stream.meshes[epoch % len(self.stream.meshes)]
+            config = config.model_copy(update={"mesh": mesh})
+        count = self.stream.tasks
+        first = (1 + self.spec.seed) * _STREAM_STRIDE + epoch * count
+        codes = np.zeros(count, dtype=np.int8)
+        indices = first + np.arange(count)
+        return assemble(self.system, codes, simulate(self.system, config, codes, indices))
+
+    @property
+    def seen(self) -> int:
+        return self.epoch * self.stream.tasks
+
+    def _epoch_tasks(self) -> tuple[Batch, Batch]:
+        return self._pair(self._simulated(self.epoch))
+
+    def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
+        """The noise-free truth at the query points for an operator, and the observations."""
+        context = Batch.of(tasks, self.scale).to(self.device)
+        if not isinstance(self.spec.model, OperatorConfig):
+            return context, context
+        if "f" not in tasks or "h_query" not in tasks:
+            raise DataError("an operator is trained by the true force and outputs, f and h_query")
+        truth = Batch(
+            self.scale.inputs(tasks["x_query"]),
+            self.scale.values(tasks["h_query"]),
+            torch.zeros(tasks["h_query"].shape),
+            torch.ones(tasks["h_query"].shape, dtype=torch.bool),
+            self.scale.force(tasks["f"]),
+        )
+        return truth.to(self.device), context
+
+    def _augmented(self, batch: Batch, context: Batch) -> tuple[Batch, Batch]:
+        """Random points and outputs of what is seen, and random points to be judged at."""
+        if not isinstance(self.model, OperatorLFM):
+            return super()._augmented(batch, context)
+        config = self.stream
+        points = self._subset(context.x.shape[1], config.least_points, config.most_points)
+        queries = self._subset(batch.x.shape[1], config.queries, config.queries)
+        outputs = self._subset(context.y.shape[1], config.least_outputs)
+        if points is not None:
+            context = context.points(points.sort().values)
+        if queries is not None:
+            batch = batch.points(queries)
+        if outputs is not None and self.model.exchangeable:
+            batch, context = batch.outputs(outputs), context.outputs(outputs)
+        elif outputs is not None:
+            context = context.only(outputs)
+        return batch, context
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | bool | list | None)
 
@@ -263,7 +366,7 @@ def run(
     tasks: Tasks,
     folder: Path,
     device: str = "cpu",
-    system: Mapping[str, Any] | None = None,
+    simulation: Mapping[str, Any] | None = None,
     simulation_cpu_s: float = 0.0,
 ) -> None:
     """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
@@ -273,14 +376,21 @@ def run(
         tasks: simulated tasks with train and validation splits.
         folder: where weights, history and manifest go.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        system: the settings of the tasks' system, kept beside the weights.
-        simulation_cpu_s: what the tasks cost, likewise.
+        simulation: the settings that the tasks were simulated with: a stream goes on with them,
+            and those of the system are kept beside the weights.
+        simulation_cpu_s: what the tasks cost, kept likewise.
 
     Raises:
         DklfmError: if the settings, the tasks or the device cannot be used.
     """
     checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
-    trainer = Trainer(tasks, checked, choose_device(device))
+    chosen = choose_device(device)
+    if isinstance(checked.training, StreamConfig):
+        if simulation is None:
+            raise DataError("these tasks were not simulated, so there is no stream of more of them")
+        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation)
+    else:
+        trainer = Trainer(tasks, checked, chosen)
     settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
     identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
     checkpoint = folder / "partial"
@@ -310,12 +420,12 @@ def run(
         trainer.model,
         trainer.scale,
         checked,
-        system=dict(system or {}),
-        outputs=trainer.train.y.shape[1],
+        system=dict((simulation or {}).get("system", {})),
+        outputs=trainer.outputs,
         force_variance_factor=factor,
         simulation_cpu_s=simulation_cpu_s,
         training_cpu_s=trainer.cpu_seconds,
-        training_tasks=len(trainer.train),
+        training_tasks=trainer.seen,
         validation_force_nll=-trainer.best_density,
     )
     (checkpoint / "state.safetensors").unlink(missing_ok=True)

@@ -57,7 +57,10 @@ def test_model_is_the_section_of_the_method(method: str, section: type) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"method": "gp"}, "method: input should be 'dklfm', 'neural_process' or 'fno', got 'gp'"),
+        (
+            {"method": "gp"},
+            "method: input should be 'dklfm', 'dklfm_stream', 'neural_process' or 'fno', got 'gp'",
+        ),
         ({"method": "fno", "model": {"heads": 2}}, "model.heads: unknown key; "),
         ({"model": {"layers": 2}}, "model.layers: unknown key; "),
         ({"model": {"kernel": {"amplitude": 2}}}, "did you mean 'amplitudes'?"),

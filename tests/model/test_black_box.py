@@ -20,7 +20,7 @@ from dklfm.config import TrainSpec, validate
 from dklfm.errors import DataError
 from dklfm.methods import TrainedModel
 from dklfm.model import Batch, ForceModel, Moments, build_model, load_model
-from dklfm.model.black_box import spline_weights
+from dklfm.model.interpolation import spline_weights
 from dklfm.tasks import Tasks
 from dklfm.training import Trainer
 
@@ -274,7 +274,7 @@ def test_splines_reproduce_products_of_cubics(shape: tuple[int, ...]) -> None:
     def cubic(at: Tensor) -> Tensor:
         return (1 - 2 * at + 3 * at**2 - at**3 * torch.arange(1, len(shape) + 1)).prod(-1)
 
-    weights = spline_weights(nodes.reshape(*shape, -1), x)
+    weights = spline_weights(shape, x, nodes[0, 0], nodes[0, -1])
     torch.testing.assert_close(weights @ cubic(nodes[0]), cubic(x))
 
 
@@ -344,7 +344,7 @@ def trained(
     settings = {"epochs": 4, "batch_size": 8, "validate_every": 2, "conditional_weight": 1.0}
     symmetries = {"reflect_axes": [0], "negate": True}
     about = spec(request.param, training=settings | symmetries | some)
-    training.run(about.model_dump(), tasks, folder / "model", system=simulation["system"])
+    training.run(about.model_dump(), tasks, folder / "model", simulation=simulation)
     return request.param, tasks, folder / "model"
 
 
@@ -402,7 +402,7 @@ def test_neural_process_trains_on_all_points_from_some_with_outputs_masked(tasks
     about = spec("neural_process", training={"least_points": 2, "most_points": 4})
     trainer = Trainer(tasks, about, torch.device("cpu"))
     for _ in range(5):
-        whole, seen = trainer._augmented(trainer.train)
+        whole, seen = trainer._augmented(*trainer.train)
         assert whole.mask.all()
         assert whole.x.shape[1] == 8
         assert 2 <= seen.x.shape[1] <= 4

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from dklfm.config.references import AnyBaseline, AnyReference
 from dklfm.config.sections import (
+    Mesh,
     ModelConfig,
+    OperatorConfig,
     PositiveFloat,
     PositiveInt,
+    StreamConfig,
+    StreamModel,
     TasksConfig,
     TrainingConfig,
 )
@@ -35,6 +40,18 @@ def _label(name: str) -> str:
 Label = Annotated[str, AfterValidator(_label)]
 
 
+class StreamedConfig(Section):
+    """A model trained on a stream of tasks."""
+
+    model: StreamModel = OperatorConfig()
+    training: StreamConfig = StreamConfig()
+
+
+def mesh_label(mesh: float | Mesh) -> str:
+    """How a mesh is named in splits: a factor on the points an axis, or its own."""
+    return f"{mesh.spacing}{mesh.points}" if isinstance(mesh, Mesh) else f"{mesh:g}x"
+
+
 class Experiment(Section):
     """One system simulated, learnt with each seed, scored, and applied to measurements.
 
@@ -42,11 +59,14 @@ class Experiment(Section):
     observed again, to show that the model does not depend on the resolution; ``test_queries`` are
     query nodes an axis at which their forces are inferred too. ``baselines`` are black boxes
     trained on the same tasks, ``references`` methods that fit every test task by itself; an
-    experiment of references alone trains nothing and has no ``seeds``. With ``prior_from`` the
-    system is first fitted to those measurements (to the ``prior_tasks`` among them, or to all), and
-    tasks are simulated from the parameters' posterior. ``curve`` are numbers of training tasks that
-    models are trained with too, as many steps as with the experiment's own number, to see how the
-    error falls.
+    experiment of references alone trains nothing and has no ``seeds``. ``stream`` is a model
+    trained on fresh tasks throughout; with ``counts.train`` of 0 it is the only one.
+    ``test_systems`` are changes of the system under which the models are tested too, such as
+    another number of genes. References fit the tasks of the splits ``references_on``. With
+    ``prior_from`` the system is first fitted to those measurements (to the ``prior_tasks`` among
+    them, or to all), and tasks are simulated from the parameters' posterior. ``curve`` are numbers
+    of training tasks that models are trained with too, as many steps as with the experiment's own
+    number, to see how the error falls.
     """
 
     system: AnySystem
@@ -56,11 +76,14 @@ class Experiment(Section):
     prior_from: Dataset | None = None
     prior_tasks: tuple[str, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    test_meshes: tuple[PositiveFloat, ...] = ()
+    stream: StreamedConfig | None = None
+    test_meshes: tuple[PositiveFloat | Mesh, ...] = ()
+    test_systems: dict[Label, dict[str, Any]] = Field(default_factory=dict)
     test_queries: tuple[Annotated[int, Field(ge=2)], ...] = ()
     datasets: tuple[Dataset, ...] = ()
     baselines: tuple[AnyBaseline, ...] = ()
     references: tuple[AnyReference, ...] = ()
+    references_on: tuple[str, ...] = ("test",)
     curve: tuple[PositiveInt, ...] = ()
 
     @model_validator(mode="after")
@@ -81,24 +104,52 @@ class Experiment(Section):
             )
         lists: dict[str, list[Any]] = {
             name: list(getattr(self, name))
-            for name in ("seeds", "test_meshes", "test_queries", "datasets", "curve")
+            for name in ("seeds", "test_queries", "datasets", "curve", "references_on")
         }
+        lists["test_meshes"] = [mesh_label(mesh) for mesh in self.test_meshes]
         lists["references"] = [reference.name for reference in self.references]
         lists["baselines"] = [baseline.name for baseline in self.baselines]
         for setting, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{setting} holds a value twice")
-        if 1.0 in self.test_meshes:
+        if mesh_label(1.0) in lists["test_meshes"]:
             raise ValueError("test_meshes holds 1, which is the mesh of the test tasks themselves")
         if "fno" in lists["baselines"] and self.tasks.mesh.spacing != "regular":
             raise ValueError("the baseline fno needs tasks.mesh.spacing: regular")
-        if not counts.test or (self.seeds and not (counts.train and counts.validation)):
+        trains = counts.train or self.stream
+        if not counts.test or (self.seeds and not (trains and counts.validation)):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
+        if not counts.train and (self.curve or self.baselines):
+            raise ValueError("curve and baselines need stored tasks: set tasks.counts.train")
+        for name in self.references_on:
+            if name not in self.splits:
+                raise ValueError(
+                    f"references_on: there is no split {name!r}; there are {', '.join(self.splits)}"
+                )
+        for changes in self.test_systems.values():
+            self.changed_system(changes)
         if not self.seeds:
             trained = ("test_meshes", "test_queries", "datasets", "curve", "baselines")
-            if any(lists[setting] for setting in trained) or not self.references:
+            others = any(lists[setting] for setting in trained) or self.test_systems or self.stream
+            if others or not self.references:
                 raise ValueError("without seeds nothing is trained: give references, and no others")
         return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits of simulated tasks that are tested."""
+        meshes = (f"test@{mesh_label(mesh)}" for mesh in self.test_meshes)
+        queries = (f"test@query{query}" for query in self.test_queries)
+        return ("test", *meshes, *queries, *(f"test@{name}" for name in self.test_systems))
+
+    def changed_system(self, changes: Mapping[str, Any]) -> System:
+        """The system with some settings changed.
+
+        Raises:
+            ValueError: if it is then no system.
+        """
+        settings = self.system.model_dump(mode="json") | dict(changes)
+        return TypeAdapter[System](AnySystem).validate_python(settings)
 
 
 class Config(Section):

@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dklfm.config.experiment import Config, Experiment, resolved
+from dklfm.config.experiment import Config, Experiment, mesh_label, resolved
 from dklfm.config.keys import canonical_json, stage_key
 from dklfm.config.references import BaselineConfig
-from dklfm.config.sections import MODEL_SECTIONS, Counts, TasksConfig, TrainingConfig
+from dklfm.config.sections import (
+    MODEL_SECTIONS,
+    STREAM,
+    Counts,
+    Mesh,
+    TasksConfig,
+    TrainingConfig,
+)
+from dklfm.systems import System
 
 METHOD = "dklfm"
 
@@ -122,31 +130,35 @@ class Plan:
 
 def simulation(
     experiment: Experiment,
-    mesh_factor: float = 1.0,
+    mesh: float | Mesh | None = None,
     query: int | None = None,
+    system: System | None = None,
     train: int | None = None,
 ) -> dict[str, Any]:
     """The settings of a tasks stage.
 
-    With ``mesh_factor`` or ``query``, of its test tasks alone, on another mesh or query grid; with
-    ``train``, of its validation tasks and so many training tasks. A task's random numbers depend
-    on its seed, split and index only, so the test tasks of every mesh are the same forces under
-    the same equations, and fewer training tasks are the first of more.
+    With ``mesh`` (its own, or a factor on the points an axis), ``query`` or ``system``, of the
+    test tasks alone, on another mesh or query grid or under another system; with ``train``, of its
+    validation tasks and so many training tasks. A task's random numbers depend on its seed, split
+    and index only, so the test tasks of every mesh are the same forces under the same equations,
+    and fewer training tasks are the first of more.
     """
     tasks: TasksConfig = experiment.tasks
     if train is not None:
         counts = Counts(train=train, validation=tasks.counts.validation, test=0)
         tasks = tasks.model_copy(update={"counts": counts})
-    elif mesh_factor != 1.0 or query is not None:
-        points = max(2, round(tasks.mesh.points * mesh_factor))
+    elif any(change is not None for change in (mesh, query, system)):
+        if not isinstance(mesh, Mesh):
+            points = max(2, round(tasks.mesh.points * (mesh or 1.0)))
+            mesh = tasks.mesh.model_copy(update={"points": points})
         tasks = tasks.model_copy(
             update={
-                "mesh": tasks.mesh.model_copy(update={"points": points}),
+                "mesh": mesh,
                 "query": query or tasks.query,
                 "counts": Counts(train=0, validation=0, test=tasks.counts.test),
             }
         )
-    return {"system": experiment.system.spec(), "tasks": resolved(tasks)}
+    return {"system": (system or experiment.system).spec(), "tasks": resolved(tasks)}
 
 
 def shortened(training: TrainingConfig, tasks: int, fewer: int) -> TrainingConfig:
@@ -184,10 +196,14 @@ def _targets(label: str, experiment: Experiment) -> dict[str, Stage]:
         return Stage("tasks", f"{label}{suffix}", simulation(experiment, **changes), fitted)
 
     targets = {"test": simulated("")}
-    for factor in experiment.test_meshes:
-        targets[f"test@{factor:g}x"] = simulated(f"_mesh{factor:g}x", mesh_factor=factor)
+    for mesh in experiment.test_meshes:
+        name = mesh_label(mesh)
+        targets[f"test@{name}"] = simulated(f"_mesh{name}", mesh=mesh)
     for query in experiment.test_queries:
         targets[f"test@query{query}"] = simulated(f"_query{query}", query=query)
+    for name, changes in experiment.test_systems.items():
+        changed = experiment.changed_system(changes)
+        targets[f"test@{name}"] = simulated(f"_{name}", system=changed)
     for train in experiment.curve:
         targets[f"train{train}"] = simulated(f"_train{train}", train=train)
     return targets | {dataset: measured[dataset] for dataset in experiment.datasets}
@@ -211,6 +227,20 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
         scores = Stage("scores", posterior.label, about, (tasks, posterior))
         return Evaluation(label, method, seed, split, scores)
 
+    if experiment.stream is not None:
+        streamed = {
+            "method": STREAM,
+            "model": resolved(experiment.stream.model),
+            "training": resolved(experiment.stream.training),
+        }
+        for seed in experiment.seeds:
+            spec = {**streamed, "seed": seed}
+            model = Stage("model", f"{label}_stream_seed{seed}", spec, (simulated,))
+            for split, tasks in targets.items():
+                if split.startswith("train"):
+                    continue
+                name = f"{label}_stream_seed{seed}_{tasks.label}"
+                yield evaluation(STREAM, seed, split, Stage("posterior", name, {}, (model, tasks)))
     settings = {
         "method": METHOD,
         "model": resolved(experiment.model),
@@ -218,7 +248,7 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
     }
     train = experiment.tasks.counts.train
     fewer = {f"train{size}": size for size in experiment.curve}
-    for seed in experiment.seeds:
+    for seed in experiment.seeds if train else ():
         model = Stage("model", f"{label}_seed{seed}", {**settings, "seed": seed}, (simulated,))
         for split, tasks in targets.items():
             if split in fewer:
@@ -244,29 +274,41 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
         model = Stage("model", name, spec, (simulated,))
         yield evaluation(method, seed, "test", Stage("posterior", name, {}, (model, simulated)))
     for reference in experiment.references:
-        name, spec = f"{label}_{reference.name}", {"reference": resolved(reference)}
-        posterior = Stage("posterior", name, spec, (simulated,))
-        yield evaluation(reference.name, 0, "test", posterior)
+        spec = {"reference": resolved(reference)}
+        for split in experiment.references_on:
+            tasks = targets[split]
+            posterior = Stage("posterior", f"{tasks.label}_{reference.name}", spec, (tasks,))
+            yield evaluation(reference.name, 0, split, posterior)
 
 
 def _figures(label: str, experiment: Experiment, evaluations: list[Evaluation]) -> Iterator[Stage]:
     if not experiment.seeds:
         return
     first = experiment.seeds[0]
-    trained = [e for e in evaluations if e.method == METHOD]
     if experiment.curve:
         inside = [e for e in evaluations if e.split == "test" or "@train" in e.split]
-        scores = tuple(e.scores for e in inside)
+        scores = tuple(e.scores for e in inside if e.method != STREAM)
         yield Stage("figure", f"{label}_curve", {"figure": "curve"}, scores)
-    for e in trained:
-        if e.seed == first and e.split == "test":
-            kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
-            floors = [f.posterior for f in evaluations if f.method == "mechanistic"]
-            shown = (e.tasks, e.posterior, *(floors if kind == "fields" else ()))
-            yield Stage("figure", f"{label}_tasks", {"figure": kind}, shown)
-        if e.seed == first and e.split in experiment.datasets:
-            name = f"{label}_{e.tasks.label}"
-            kind = e.split.split("-")[0] if e.split != "hare-lynx" else "series"
-            yield Stage("figure", name, {"figure": kind}, (e.tasks, e.posterior))
-    models = {e.seed: e.posterior.parents[0] for e in trained if e.split == "test"}
-    yield Stage("figure", f"{label}_learning", {"figure": "learning"}, tuple(models.values()))
+    for method in (METHOD, STREAM):
+        named = label if method == METHOD else f"{label}_stream"
+        trained = [e for e in evaluations if e.method == method]
+        models = {e.seed: e.posterior.parents[0] for e in trained if e.split == "test"}
+        for e in trained:
+            if e.seed == first and e.split == "test":
+                kind = "tasks" if len(experiment.system.axes) == 1 else "fields"
+                floors = [
+                    f.posterior
+                    for f in evaluations
+                    if (f.method, f.split) == ("mechanistic", "test")
+                ]
+                shown = (e.tasks, e.posterior, *(floors if kind == "fields" else ()))
+                yield Stage("figure", f"{named}_tasks", {"figure": kind}, shown)
+                honest = (e.tasks, e.posterior)
+                yield Stage("figure", f"{named}_calibration", {"figure": "calibration"}, honest)
+            if e.seed == first and e.split in experiment.datasets:
+                name = f"{named}_{e.tasks.label}"
+                kind = e.split.split("-")[0] if e.split != "hare-lynx" else "series"
+                yield Stage("figure", name, {"figure": kind}, (e.tasks, e.posterior))
+        if models:
+            looked = tuple(models.values())
+            yield Stage("figure", f"{named}_learning", {"figure": "learning"}, looked)

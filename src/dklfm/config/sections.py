@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dklfm.settings import Constant, Distribution, Section, positive
 
@@ -157,6 +165,27 @@ class FourierRegressorConfig(Section):
     modes: PositiveInt = 8
 
 
+class OperatorConfig(Section):
+    """The amortised posterior: functions on a grid of ``nodes`` an axis; any mesh, missing values.
+
+    Observations come onto the grid by a Gaussian process of ``lengthscale``, a share of the domain.
+    ``exchangeable`` outputs have one law and may be of any number; others are told apart by their
+    place. ``coordinates`` are those of the deep kernel of the residual.
+    """
+
+    name: Literal["operator"] = "operator"
+    nodes: Annotated[int, Field(ge=4, le=256)] = 32
+    lengthscale: PositiveFloat = 0.12
+    width: PositiveInt = 64
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    frequencies: PositiveInt = 4
+    coordinates: PositiveInt = 8
+    exchangeable: bool = False
+    output_weight: Annotated[float, Field(ge=0)] = 0.05
+    joint_weight: Annotated[float, Field(ge=0)] = 0.1
+
+
 class TrainingConfig(Section):
     """Optimisation of the marginal likelihood (Eq. 4) by AdamW under a one-cycle rate.
 
@@ -194,10 +223,48 @@ class TrainingConfig(Section):
         return self
 
 
-TrainedMethod = Literal["dklfm", "neural_process", "fno"]
-AnyModel = ModelConfig | NeuralProcessConfig | FourierRegressorConfig
-MODEL_SECTIONS: dict[str, type[AnyModel]] = {
+class StreamConfig(TrainingConfig):
+    """Training on tasks that are simulated afresh for each epoch and never stored.
+
+    ``tasks`` are those of an epoch. Epochs take their ``meshes`` in turn; without any, the mesh is
+    that of the validation tasks. The operator is judged by the truth at ``queries`` random points
+    of the query grid (all, if null). It has no use for ``least_window``, ``reflect_axes``,
+    ``negate`` and ``conditional_weight``.
+    """
+
+    tasks: PositiveInt = 256
+    meshes: tuple[Mesh, ...] = ()
+    queries: PositiveInt | None = None
+
+
+class KernelRouteConfig(ModelConfig):
+    """The kernel route with an encoder for a stream of tasks; any mesh.
+
+    The encoder also sees the outputs smoothed by a Gaussian process of ``lengthscale``, a share of
+    the domain, and lets outputs attend to one another in ``across`` layers. ``exchangeable`` as for
+    the operator.
+    """
+
+    name: Literal["kernel_route"] = "kernel_route"
+    encoder: TransformerConfig = TransformerConfig()
+    lengthscale: PositiveFloat = 0.12
+    across: PositiveInt = 2
+    exchangeable: bool = False
+
+
+STREAM = "dklfm_stream"
+TrainedMethod = Literal["dklfm", "dklfm_stream", "neural_process", "fno"]
+StreamModel = Annotated[
+    OperatorConfig | KernelRouteConfig,
+    Field(discriminator="name"),
+    BeforeValidator(lambda value: {"name": "operator"} if value == {} else value),
+]
+AnyModel = (
+    ModelConfig | KernelRouteConfig | OperatorConfig | NeuralProcessConfig | FourierRegressorConfig
+)
+MODEL_SECTIONS: dict[str, Any] = {
     "dklfm": ModelConfig,
+    "dklfm_stream": StreamModel,
     "neural_process": NeuralProcessConfig,
     "fno": FourierRegressorConfig,
 }
@@ -208,14 +275,21 @@ class TrainSpec(Section):
     """Everything that determines a trained model, given its tasks."""
 
     method: TrainedMethod = "dklfm"
-    model: AnyModel = Field(default_factory=lambda known: MODEL_SECTIONS[known["method"]]())
-    training: TrainingConfig = TrainingConfig()
+    model: AnyModel = Field(default_factory=dict, validate_default=True)
+    training: StreamConfig | TrainingConfig = Field(default_factory=dict, validate_default=True)
     seed: int = 0
 
     @field_validator("model", mode="before")
     @classmethod
-    def _of_the_method(cls, value: Any, info: ValidationInfo) -> AnyModel:
-        return MODEL_SECTIONS[info.data.get("method", "dklfm")].model_validate(value)
+    def _model_of_the_method(cls, value: Any, info: ValidationInfo) -> AnyModel:
+        section = MODEL_SECTIONS[info.data.get("method", "dklfm")]
+        return TypeAdapter[AnyModel](section).validate_python(value)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _training_of_the_method(cls, value: Any, info: ValidationInfo) -> TrainingConfig:
+        section = StreamConfig if info.data.get("method") == STREAM else TrainingConfig
+        return section.model_validate(value)
 
     @model_validator(mode="after")
     def _whole_meshes(self) -> Self:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from dklfm.figures.calibration import draw_calibration
 from dklfm.figures.curve import draw_curve
 from dklfm.figures.fields import draw_fields
 from dklfm.figures.kni import draw_kni
@@ -14,6 +15,7 @@ from dklfm.figures.style import save
 from dklfm.figures.tasks import draw_tasks
 
 POSTERIOR_FIGURES: dict[str, Callable[..., Figure]] = {
+    "calibration": draw_calibration,
     "tasks": draw_tasks,
     "fields": draw_fields,
     "kni": draw_kni,

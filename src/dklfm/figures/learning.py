@@ -19,9 +19,11 @@ def draw_learning(histories: Mapping[int, pd.DataFrame]) -> Figure:
         ("validation_force_nll", "validation −log p(f | y),\nnats a point"),
         ("coupling", "prior correlation of force\nand outputs (rms)"),
     )
+    # An operator has no joint law of force and outputs, and so no coupling.
+    shown = [panel for panel in panels if all(panel[0] in h for h in histories.values())]
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 2.9))
-        for axis, (column, title) in zip(axes, panels, strict=True):
+        figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 2.9))
+        for axis, (column, title) in zip(axes, shown, strict=True):
             for color, (seed, history) in zip(OUTPUTS, histories.items(), strict=False):
                 known = history.dropna(subset=[column])
                 axis.plot(known["epoch"], known[column], color=color, lw=1.2, label=f"seed {seed}")
@@ -40,7 +42,8 @@ def draw_learning(histories: Mapping[int, pd.DataFrame]) -> Figure:
         axes[0].set_title("solid: training, on subsets;\ndotted: validation, on all points")
         axes[1].axhline(1.419, color="0.6", lw=0.8)
         axes[1].set_title("grey: the prior alone")
-        axes[2].set_ylim(bottom=0)
-        axes[2].set_title("near 0: nothing is learnt")
+        if len(shown) == len(panels):
+            axes[2].set_ylim(bottom=0)
+            axes[2].set_title("near 0: nothing is learnt")
         axes[-1].legend()
     return figure

@@ -5,6 +5,7 @@ from dklfm.model.batch import Batch, Scale
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.build import build_model
 from dklfm.model.dklfm import DKLFM, Embedding
+from dklfm.model.operator import OperatorLFM
 from dklfm.model.store import ModelCard, choose_device, load_model, save_model
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ModelCard",
     "Moments",
     "NeuralProcess",
+    "OperatorLFM",
     "Scale",
     "build_model",
     "choose_device",

@@ -25,10 +25,12 @@ class Moments(NamedTuple):
 class ForceModel(nn.Module, ABC):
     """A network that infers a force: what one trainer, one store and one method serve.
 
-    ``method`` is its name in a config.
+    ``method`` is its name in a config; ``exchangeable`` says whether outputs have one law for it,
+    so that there may be any number of them, or are told apart by their place.
     """
 
     method: ClassVar[str]
+    exchangeable: bool
 
     @abstractmethod
     def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
@@ -41,6 +43,17 @@ class ForceModel(nn.Module, ABC):
         Raises:
             ValueError: if the batch has no force.
         """
+
+    def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
+        """What training minimises: −log p(y, f) a point, and so many times −log p(f | y) a point.
+
+        Arguments as for :meth:`log_densities`.
+        """
+        densities = self.log_densities(batch, context)
+        points = densities.output_points + densities.force_points
+        joint = (densities.outputs + densities.force_given_outputs) / points
+        conditional = densities.force_given_outputs / densities.force_points
+        return -(joint + conditional_weight * conditional).mean()
 
     @abstractmethod
     def posterior(self, batch: Batch, x_query: Tensor) -> Moments:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import reduce
 from typing import ClassVar
 
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
 from dklfm.config import FourierRegressorConfig, NeuralProcessConfig
@@ -24,6 +22,7 @@ from dklfm.model.batch import Batch
 from dklfm.model.encoders import SpectralConvolution, regular_shape
 from dklfm.model.features import FourierFeatures
 from dklfm.model.gaussian import LogDensities
+from dklfm.model.interpolation import spline_weights
 
 _LEAST_VARIANCE = 1e-6
 """Of a standardised force: lets no density run away at a point that was learnt by heart."""
@@ -34,6 +33,8 @@ class BlackBox(ForceModel):
 
     Its variance includes the noise of the forces seen in training.
     """
+
+    exchangeable = False
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -179,32 +180,10 @@ class FourierRegressor(BlackBox):
         for spectral, pointwise in zip(self.spectral, self.pointwise, strict=True):
             mixed = spectral(hidden.unflatten(-1, shape)).flatten(2)
             hidden = nn.functional.gelu(mixed + pointwise(hidden))
-        weights = spline_weights(mesh[0].reshape(*shape, -1), x)
-        return weights @ self.head(hidden).mT
-
-
-def spline_weights(mesh: Tensor, x: Tensor) -> Tensor:
-    """What each node of a regular mesh adds to the cubic spline through its values at ``x``.
-
-    Args:
-        mesh: ``n_1 x ... x n_d x axis`` nodes.
-        x: ``task x query x axis`` inputs.
-
-    Returns:
-        ``task x query x node`` weights, nodes in row-major order.
-
-    Raises:
-        DataError: if an input lies outside the mesh.
-    """
-    lowest, highest = mesh.flatten(0, -2)[0], mesh.flatten(0, -2)[-1]
-    if ((x < lowest - 1e-5) | (x > highest + 1e-5)).any():
-        raise DataError(
-            "fno knows the force on its mesh alone, and queries lie outside it; "
-            "set tasks.extrapolate: 0, or use neural_process"
-        )
-    per_axis = []
-    for axis, n in enumerate(mesh.shape[:-1]):
-        nodes = torch.linspace(float(lowest[axis]), float(highest[axis]), n, dtype=torch.float64)
-        spline = CubicSpline(nodes.numpy(), torch.eye(n, dtype=torch.float64).numpy())
-        per_axis.append(torch.from_numpy(spline(x[..., axis].cpu().numpy())).to(x))
-    return reduce(lambda a, b: (a[..., :, None] * b[..., None, :]).flatten(-2), per_axis)
+        lowest, highest = mesh[0, 0], mesh[0, -1]
+        if ((x < lowest - 1e-5) | (x > highest + 1e-5)).any():
+            raise DataError(
+                "fno knows the force on its mesh alone, and queries lie outside it; "
+                "set tasks.extrapolate: 0, or use neural_process"
+            )
+        return spline_weights(shape, x, lowest, highest) @ self.head(hidden).mT

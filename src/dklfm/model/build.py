@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dklfm.config import FourierRegressorConfig, NeuralProcessConfig, TrainSpec
+from dklfm.config import (
+    FourierRegressorConfig,
+    KernelRouteConfig,
+    NeuralProcessConfig,
+    OperatorConfig,
+    TrainSpec,
+)
 from dklfm.model.base import ForceModel
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.dklfm import DKLFM
+from dklfm.model.operator import OperatorLFM
+from dklfm.model.streamed import StreamedDKLFM
 
 
 def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
@@ -20,4 +28,8 @@ def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
         return NeuralProcess(spec.model, axes, outputs)
     if isinstance(spec.model, FourierRegressorConfig):
         return FourierRegressor(spec.model, axes, outputs)
+    if isinstance(spec.model, OperatorConfig):
+        return OperatorLFM(spec.model, axes, outputs)
+    if isinstance(spec.model, KernelRouteConfig):
+        return StreamedDKLFM(spec.model, axes, outputs)
     return DKLFM(spec.model, axes)

@@ -59,6 +59,7 @@ class DKLFM(ForceModel):
     """The model; see the module's docstring."""
 
     method: ClassVar[str] = "dklfm"
+    exchangeable = True
 
     def __init__(self, config: ModelConfig, axes: int) -> None:
         super().__init__()

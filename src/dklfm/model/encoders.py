@@ -22,11 +22,18 @@ class TransformerEncoder(nn.Module):
     """Linear lift, self-attention over the points of one output, mean over points."""
 
     def __init__(
-        self, axes: int, size: int, width: int, layers: int, heads: int, frequencies: int
+        self,
+        axes: int,
+        size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        frequencies: int,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         self.position = FourierFeatures(axes, frequencies, 0.25, 8.0)
-        self.lift = nn.Linear(1 + self.position.size, width)
+        self.lift = nn.Linear(channels + self.position.size, width)
         layer = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -40,13 +47,13 @@ class TransformerEncoder(nn.Module):
 
         Args:
             x: ``set x point x axis`` inputs in [0, 1].
-            y: ``set x point`` standardised values.
+            y: ``set x point`` standardised values, or ``set x point x channel`` of them.
             mask: ``set x point``, True where a point is real.
 
         Returns:
             ``set x size`` embeddings; zero-point sets embed a constant.
         """
-        tokens = self.lift(torch.cat([y[..., None], self.position(x)], dim=-1))
+        tokens = self.lift(torch.cat([torch.atleast_3d(y), self.position(x)], dim=-1))
         hidden = mask | ~mask.any(-1, keepdim=True)  # attention over nothing is NaN
         encoded = self.attention(tokens, src_key_padding_mask=~hidden)  # set point width
         return self.project(masked_mean(encoded, mask[..., None], dim=-2))

@@ -1,0 +1,267 @@
+"""The amortised posterior: an operator from observations to a Gaussian process of the force.
+
+    f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
+
+Mean and kernel are read from functions on one grid. The observations of each output come onto it
+by GP smoothing, so that any mesh, missing values and noise levels are taken; the force is one more
+function there. Blocks of a network mix nodes along each axis, and functions at each node. Between
+nodes everything is interpolated; there a deep kernel of what was read gives the covariance. The
+mean is what a network makes of the force's function, plus values and derivatives of the smoothed
+outputs with coefficients that depend on all: an equation is close to linear in these.
+
+Unlike the DKLFM of the paper, whose force mean sees a pooled embedding and whose kernel must carry
+what is particular to a task, the mean here sees the observations themselves, and the kernel is that
+of what they leave unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dklfm.config import OperatorConfig
+from dklfm.errors import DataError
+from dklfm.model.base import ForceModel, Moments
+from dklfm.model.batch import Batch
+from dklfm.model.encoders import masked_mean
+from dklfm.model.features import FourierFeatures
+from dklfm.model.gaussian import LogDensities, cholesky
+from dklfm.model.interpolation import spline_weights
+from dklfm.model.smoothing import LEAST_NOISE, Smoother, standardise
+
+_DIAGONAL = 1e-3
+"""Share of the residual's variance that is not smooth: keeps its covariance invertible."""
+
+
+class Mixing(nn.Module):
+    """Learned linear maps among the nodes of one axis, several in parallel, between channels."""
+
+    def __init__(self, nodes: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, 2 * width)
+        self.maps = nn.Parameter(torch.randn(heads, nodes, nodes) / math.sqrt(nodes))
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``... x node x width`` to the same."""
+        inner, gate = self.inner(self.norm(values)).chunk(2, -1)
+        # Heads first and functions last: one matrix product a head, without a copy for each.
+        shape, heads = inner.shape, len(self.maps)
+        parts = inner.reshape(-1, shape[-2], heads, shape[-1] // heads).permute(2, 1, 0, 3)
+        mixed = torch.bmm(self.maps, parts.flatten(2)).unflatten(2, parts.shape[2:])
+        mixed = mixed.permute(2, 1, 0, 3).reshape(shape)
+        return values + self.outer(mixed * torch.sigmoid(gate))
+
+
+class Block(nn.Module):
+    """Mixing along each axis, attention among the functions at a node, a network of each value.
+
+    Means over functions and over nodes carry what is one for a task.
+    """
+
+    def __init__(self, nodes: tuple[int, ...], width: int, heads: int) -> None:
+        super().__init__()
+        self.mixing = nn.ModuleList(Mixing(n, width, heads) for n in nodes)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.summary, self.overall = nn.Linear(width, width), nn.Linear(width, width)
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, values: Tensor, unseen: Tensor) -> Tensor:
+        """``task x function x node... x width`` to the same; unseen functions are not attended to.
+
+        Args:
+            values: functions on the grid.
+            unseen: ``task x function``.
+        """
+        for axis, mixing in enumerate(self.mixing, start=2):
+            values = mixing(values.movedim(axis, -2)).movedim(-2, axis)
+        shape = values.shape
+        flat = values.flatten(2, -2).transpose(1, 2)  # task node function width
+        nodes = flat.shape[1]
+        normed = self.norm(flat).flatten(0, 1)
+        hidden = unseen.repeat_interleave(nodes, 0)
+        attended, _ = self.attention(
+            normed, normed, normed, key_padding_mask=hidden, need_weights=False
+        )
+        mean = masked_mean(flat, ~unseen[:, None, :, None], 2)[:, :, None]
+        flat = flat + attended.unflatten(0, (-1, nodes)) + self.summary(mean)
+        flat = flat + self.overall(flat.mean(1, keepdim=True))
+        flat = flat + self.network(flat)
+        return flat.transpose(1, 2).reshape(shape)
+
+
+def _log_density(values: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
+    """Of independent Gaussians."""
+    square = ((values - mean) * (-log_sd).exp()).square()
+    return -0.5 * square - log_sd - 0.5 * math.log(2 * math.pi)
+
+
+class Head(nn.Module):
+    """Mean, standard deviation and kernel coordinates of functions at points."""
+
+    def __init__(self, inputs: int, width: int, coordinates: int, axes: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, 2 + coordinates)
+        )
+        self.log_input_rate = nn.Parameter(torch.full((axes,), math.log(4.0)))
+
+    def forward(self, inputs: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of ``task function query inputs`` at ``task query axis`` points."""
+        found = self.network(inputs)
+        scaled = (x * self.log_input_rate.exp())[:, None].expand(*found.shape[:3], -1)
+        return found[..., 0], found[..., 1], torch.cat([scaled, found[..., 2:]], -1)
+
+
+class Law(NamedTuple):
+    """Gaussian processes at points: means, standard deviations and kernel coordinates."""
+
+    mean: Float[Tensor, "task function query"]
+    log_sd: Float[Tensor, "task function query"]
+    coordinates: Float[Tensor, "task function query size"]
+
+    def covariance(self) -> Float[Tensor, "task function query query"]:
+        """S s' κ(φ, φ') of the residuals, in float64; κ is squared-exponential."""
+        sd, coordinates = self.log_sd.double().exp(), self.coordinates.double()
+        squares = coordinates.square().sum(-1)
+        apart = squares[..., :, None] + squares[..., None, :] - 2 * coordinates @ coordinates.mT
+        smooth = (1 - _DIAGONAL) * (-0.5 * apart.clamp_min(0)).exp()
+        correlation = smooth + _DIAGONAL * torch.eye(apart.shape[-1]).to(apart)
+        return sd[..., :, None] * sd[..., None, :] * correlation
+
+
+class OperatorLFM(ForceModel):
+    """The model; see the module's docstring."""
+
+    method: ClassVar[str] = "dklfm_stream"
+
+    def __init__(self, config: OperatorConfig, axes: int, outputs: int) -> None:
+        super().__init__()
+        self.config, self.outputs, width = config, outputs, config.width
+        self.exchangeable = config.exchangeable
+        self.nodes = (config.nodes,) * axes
+        self.smoother = Smoother(self.nodes, config.lengthscale)
+        self.position = FourierFeatures(axes, config.frequencies, 0.5, 4.0)
+        self.lift = nn.Linear(8 + 4 * axes + self.position.size, width)
+        self.force = nn.Linear(self.position.size, width)
+        self.names = (
+            None if config.exchangeable else nn.Parameter(0.1 * torch.randn(outputs, width))
+        )
+        self.blocks = nn.ModuleList(
+            Block(self.nodes, width, config.heads) for _ in range(config.layers)
+        )
+        sizes = width + self.position.size, width, config.coordinates, axes
+        self.head_force, self.head_outputs = Head(*sizes), Head(*sizes)
+        self.coefficients = nn.Sequential(
+            nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, 1 + 2 * axes)
+        )
+
+    def law(self, context: Batch, x: Tensor) -> tuple[Law, Law]:
+        """Of the force and of the outputs at ``task x query x axis`` points, given observations.
+
+        Raises:
+            DataError: if the tasks have another number of outputs than the model tells apart.
+        """
+        if self.names is not None and context.y.shape[1] != self.outputs:
+            raise DataError(
+                f"the tasks have {context.y.shape[1]} outputs, the model was trained on "
+                f"{self.outputs} that differ in law; train it with model.exchangeable: true"
+            )
+        mask = context.mask
+        relative, scale, location, noise = standardise(context)
+        found = self.smoother(context.x, relative, noise, mask)
+        mean, log_sd = found.mean.float(), found.sd.float().log()
+        slopes, curvatures = 0.1 * found.slopes.float(), 0.01 * found.curvatures.float()
+        level = (masked_mean(noise, mask, -1)[..., None] + LEAST_NOISE**2).log()
+        count = (1 + mask.sum(-1, keepdim=True)).float().log()
+        own = [level, count, scale, scale.log(), location]
+        channels = [mean, location + scale * mean, log_sd, *(c.expand_as(mean) for c in own)]
+        position = self.position(self.smoother.grid.float())
+        described = [torch.stack(channels, -1), slopes, curvatures]
+        described += [scale[..., None] * slopes, scale[..., None] * curvatures]
+        lifted = self.lift(torch.cat([*described, position.expand(*mean.shape[:2], -1, -1)], -1))
+        if self.names is not None:
+            lifted = lifted + self.names[:, None]
+        force = self.force(position).expand(len(mean), 1, -1, -1)
+        values = torch.cat([force, lifted], 1).unflatten(2, self.nodes)
+        unseen = nn.functional.pad(~mask.any(-1), (1, 0), value=False)
+        for block in self.blocks:
+            values = block(values, unseen)
+        weights = spline_weights(self.nodes, x)[:, None]  # task 1 query node
+        at_points = self.position(x)[:, None].expand(-1, values.shape[1], -1, -1)
+        inputs = torch.cat([weights @ values.flatten(2, -2), at_points], -1)
+        smooth = (weights @ torch.stack([mean, log_sd], -1)).unbind(-1)
+        terms = weights @ torch.cat([mean[..., None], slopes, curvatures], -1)
+        read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
+        free, *residual = self.head_force(inputs[:, :1], x)
+        seen = mask.any(-1)[..., None]
+        of_force = Law(free + masked_mean(read, seen, 1)[:, None], *residual)
+        shift, log_ratio, coordinates = self.head_outputs(inputs[:, 1:], x)
+        of_outputs = Law(
+            location + scale * (smooth[0] + smooth[1].exp() * shift),
+            scale.log() + smooth[1] + log_ratio,
+            coordinates,
+        )
+        return of_force, of_outputs
+
+    def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
+        """Marginal densities of the true force and outputs at their points, given observations.
+
+        Args:
+            batch: truth, free of noise, at points to be judged by.
+            context: observations of the same tasks.
+
+        Raises:
+            ValueError: if the batch has no force, or there is no context.
+        """
+        if batch.f is None or context is None:
+            raise ValueError("training needs a force, and observations apart from the truth")
+        force, outputs = self.law(context, batch.x)
+        real = batch.mask.any(1)
+        of_force = _log_density(batch.f, force.mean[:, 0], force.log_sd[:, 0]) * real
+        of_outputs = _log_density(batch.y, outputs.mean, outputs.log_sd) * batch.mask
+        return LogDensities(
+            of_outputs.sum((-1, -2)), of_force.sum(-1), batch.mask.sum((-1, -2)), real.sum(-1)
+        )
+
+    def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
+        """Marginal densities train means and deviations, the joint one correlations alone.
+
+        A joint density of a force without noise judges its mean by the directions in which it
+        hardly varies; errors are to be small at every point instead. Each point's density is
+        weighted by its standard deviation (Seitzer et al. 2022), or what is hard to infer would
+        not be learnt. The weights of the joint density and of the outputs are constants here,
+        ``conditional_weight`` is not looked at.
+        """
+        assert batch.f is not None
+        force, outputs = self.law(context, batch.x)
+        error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
+        marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
+        loss = (marginal * log_sd.detach().exp()).mean()
+        output_density = _log_density(batch.y, outputs.mean, outputs.log_sd)
+        loss = loss - self.config.output_weight * output_density.mean()
+        correlation = force._replace(log_sd=torch.zeros_like(force.log_sd)).covariance()[:, 0]
+        white = (error / log_sd.exp()).detach().double()
+        factor = cholesky(correlation)
+        solved = torch.linalg.solve_triangular(factor, white[..., None], upper=False)[..., 0]
+        joint = 0.5 * solved.square() + factor.diagonal(dim1=-2, dim2=-1).log()
+        return loss + self.config.joint_weight * joint.mean()
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
+        force, outputs = self.law(batch, x_query)
+        return Moments(
+            force.mean[:, 0].double(),
+            (2 * force.log_sd[:, 0].double()).exp(),
+            outputs.mean.double(),
+            (2 * outputs.log_sd.double()).exp(),
+            force.covariance()[:, 0] if covariance else None,
+        )

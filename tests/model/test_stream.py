@@ -1,0 +1,207 @@
+"""Models for a stream of tasks: what they must not depend on, and that they learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dklfm import simulate, training
+from dklfm.config import TrainSpec, resolved, validate
+from dklfm.errors import DataError
+from dklfm.methods import TrainedModel
+from dklfm.model import DKLFM, Batch, ForceModel, OperatorLFM, build_model
+from dklfm.tasks import Tasks
+from dklfm.training import StreamTrainer
+
+SMALL: dict[str, dict[str, Any]] = {
+    "operator": {"nodes": 10, "width": 16, "layers": 2, "heads": 2, "coordinates": 3},
+    "kernel_route": {
+        "embedding": 8,
+        "encoder": {"width": 16, "layers": 1, "heads": 2},
+        "kernel": {"width": 16, "blocks": 1, "coordinates": 4},
+        "noise": "given",
+    },
+}
+SIMULATION: dict[str, Any] = {
+    "system": {
+        "name": "transcription",
+        "genes": 3,
+        "response": "identity",
+        "steps": 40,
+        "prior": {"name": "lognormal", "spread": 0.1},
+    },
+    "tasks": {
+        "counts": {"train": 0, "validation": 24, "test": 6},
+        "mesh": {"points": 14},
+        "query": 15,
+        "noise": {"name": "loguniform", "low": 0.01, "high": 0.1},
+    },
+}
+SPEC: dict[str, Any] = {
+    "method": "dklfm_stream",
+    "training": {
+        "tasks": 64,
+        "epochs": 80,
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "average": 0.9,
+        "least_points": 8,
+        "least_outputs": 1,
+        "validate_every": 10,
+        "queries": 11,
+    },
+}  # fmt: skip
+
+
+def batch(tasks: int = 2, outputs: int = 3, points: int = 9, axes: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    shape = (tasks, outputs, points)
+    y = torch.randn(shape, generator=generator)
+    mask = torch.rand(shape, generator=generator) < 0.8
+    return Batch(
+        torch.rand((tasks, points, axes), generator=generator),
+        torch.where(mask, y, 0.0),
+        torch.full(shape, 0.1),
+        mask,
+    )
+
+
+def model(kind: str = "operator", axes: int = 1, exchangeable: bool = True) -> ForceModel:
+    torch.manual_seed(0)
+    return build_model(about(kind, exchangeable), axes, outputs=3).eval()
+
+
+def about(kind: str, exchangeable: bool = True, seed: int = 0) -> TrainSpec:
+    section = {"name": kind, "exchangeable": exchangeable} | SMALL[kind]
+    return validate(TrainSpec, SPEC | {"model": section, "seed": seed}, "test")
+
+
+KINDS = pytest.mark.parametrize("kind", SMALL)
+X = torch.linspace(0, 1, 7)[None, :, None].expand(2, -1, -1)
+
+
+@KINDS
+def test_the_order_of_points_and_outputs_does_not_matter(kind: str) -> None:
+    seen, net = batch(), model(kind)
+    moments = net.posterior(seen, X)
+    points, outputs = torch.randperm(9), torch.tensor([2, 0, 1])
+    turned = net.posterior(seen.points(points).outputs(outputs), X)
+    torch.testing.assert_close(turned.force_mean, moments.force_mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        turned.output_mean, moments.output_mean[:, outputs], atol=1e-5, rtol=1e-4
+    )
+
+
+@KINDS
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_an_output_without_observations_is_as_if_it_were_not_there(
+    exchangeable: bool, kind: str
+) -> None:
+    seen, net = batch(), model(kind, exchangeable=exchangeable)
+    hidden = net.posterior(seen.only(torch.tensor([0, 2])), X)
+    if exchangeable:
+        fewer = net.posterior(seen.outputs(torch.tensor([0, 2])), X)
+        torch.testing.assert_close(fewer.force_mean, hidden.force_mean, atol=1e-5, rtol=1e-4)
+    full = net.posterior(seen, X)
+    assert not torch.allclose(hidden.force_mean, full.force_mean, atol=1e-4)
+
+
+@KINDS
+def test_values_at_masked_points_are_not_looked_at(kind: str) -> None:
+    seen, net = batch(), model(kind)
+    spoilt = Batch(seen.x, torch.where(seen.mask, seen.y, 1e3), seen.y_sd, seen.mask)
+    torch.testing.assert_close(net.posterior(spoilt, X), net.posterior(seen, X))
+
+
+@KINDS
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_covariance_is_one_and_its_diagonal_the_variance(axes: int, kind: str) -> None:
+    net = model(kind, axes)
+    assert isinstance(net, DKLFM | OperatorLFM)
+    x = torch.rand(2, 8, axes)
+    moments = net.posterior(batch(axes=axes), x, covariance=True)
+    assert moments.force_covariance is not None
+    torch.testing.assert_close(
+        moments.force_covariance.diagonal(dim1=-2, dim2=-1), moments.force_variance
+    )
+    assert torch.linalg.eigvalsh(moments.force_covariance).min() > 0
+
+
+@KINDS
+def test_outputs_that_differ_in_law_cannot_be_of_another_number(kind: str) -> None:
+    with pytest.raises(DataError, match="have 2 outputs, the model was trained on 3 that differ"):
+        model(kind, exchangeable=False).posterior(batch(outputs=2), X)
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainSpec, Tasks, Path]:
+    folder = tmp_path_factory.mktemp("stream")
+    tasks = simulate.run(SIMULATION, folder / "tasks")
+    spec = about(request.param)
+    training.run(resolved(spec), tasks, folder / "model", simulation=SIMULATION)
+    return spec, tasks, folder / "model"
+
+
+def test_it_learns_from_a_stream(trained: tuple[TrainSpec, Tasks, Path]) -> None:
+    _, tasks, folder = trained
+    test = tasks.split("test")
+    method = TrainedModel.load(folder)
+    assert method.name == "dklfm_stream"
+    posterior = method.infer(test)
+    error = np.square(posterior["force_mean"] - test["f"]).mean()
+    assert error < 0.6 * np.square(test["f"]).mean()
+    output_error = np.square(posterior["output_query_mean"] - test["h_query"]).mean()
+    assert output_error < 0.05 * test["h_query"].var(-1).mean()
+    spread = test["h"].std(-1, keepdims=True) * np.ones_like(test["h"])
+    dims = test.data["y_sd"].dims
+    sharp, noisy = (
+        method.infer(Tasks(test.data.assign(y_sd=(dims, level * spread))))["force_sd"].mean()
+        for level in (0.01, 0.1)  # the ends of what it was trained on
+    )
+    assert noisy > 1.05 * sharp
+
+
+def stream(tasks: Tasks, spec: TrainSpec) -> StreamTrainer:
+    return StreamTrainer(tasks, spec, torch.device("cpu"), SIMULATION)
+
+
+def test_a_resumed_stream_repeats_an_undisturbed_one(
+    trained: tuple[TrainSpec, Tasks, Path],
+) -> None:
+    spec, tasks, _ = trained
+    whole, early, resumed = (stream(tasks, spec) for _ in range(3))
+    for _ in range(3):
+        whole.run_epoch()
+    early.run_epoch()
+    resumed.restore(*early.state())
+    for _ in range(2):
+        resumed.run_epoch()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0)
+
+
+def test_every_epoch_and_seed_has_tasks_of_its_own(
+    trained: tuple[TrainSpec, Tasks, Path],
+) -> None:
+    spec, tasks, _ = trained
+    forces = []
+    for seed in (0, 1):
+        trainer = stream(tasks, spec.model_copy(update={"seed": seed}))
+        for trainer.epoch in (0, 1):
+            force = trainer._epoch_tasks()[0].f
+            assert force is not None
+            forces.append(force)
+    assert len(torch.unique(torch.cat(forces), dim=0)) == 4 * SPEC["training"]["tasks"]
+
+
+def test_tasks_that_were_not_simulated_have_no_stream(
+    trained: tuple[TrainSpec, Tasks, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="were not simulated, so there is no stream"):
+        training.run(resolved(trained[0]), trained[1], tmp_path)

@@ -340,3 +340,16 @@ def test_tasks_with_another_number_of_inputs_are_refused(tasks: Tasks) -> None:
     plane = Scale((0.0, 0.0), (1.0, 1.0), 0.0, 1.0, 0.0, 1.0)
     with pytest.raises(DataError, match="1 input dimensions, the model was trained with 2"):
         Batch.of(tasks, plane)
+
+
+def test_many_observations_are_condensed_to_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built, x = model(), queries()
+    given = batch()
+    exact = built.posterior(given, x, covariance=True)
+    monkeypatch.setattr("dklfm.model.dklfm.MOST_EXACT", 1)
+    monkeypatch.setattr("dklfm.model.dklfm.INDUCING", given.y[0].numel())
+    condensed = built.posterior(given, x, covariance=True)
+    for found, expected in zip(condensed, exact, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from dklfm.model.gaussian import condition, isolate_padding, joint_log_densities
+from dklfm.model.gaussian import (
+    condition,
+    condition_inducing,
+    isolate_padding,
+    joint_log_densities,
+)
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.integers(1, 7)
@@ -189,3 +194,34 @@ def test_variance_is_never_negative() -> None:
         torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1), torch.ones(1, 1).bool()
     )
     assert found.variance(torch.tensor([[0.999]])).item() == 0.0
+
+
+def rbf(left: Tensor, right: Tensor) -> Tensor:
+    return (-20 * (left[:, :, None] - right[:, None]).square()).exp()
+
+
+def test_inducing_points_that_determine_the_rest_condition_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, queries = (torch.rand(2, n, generator=generator).double() for n in (120, 30))
+    residual, mask = normal(generator, 2, 120), torch.rand(2, 120, generator=generator) < 0.8
+    noise = 0.1 + torch.rand(2, 120, generator=generator).double()
+    exact = condition(rbf(x, x) + torch.diag_embed(noise), rbf(queries, x), residual, mask)
+    z = torch.linspace(0, 1, 25).double().expand(2, -1)
+    inducing = rbf(z, z) + 1e-10 * torch.eye(25)
+    found = condition_inducing(inducing, rbf(z, x), rbf(queries, z), noise, residual, mask)
+    torch.testing.assert_close(found.shift, exact.shift, atol=1e-5, rtol=0)
+    prior = rbf(queries, queries)
+    torch.testing.assert_close(found.covariance(prior), exact.covariance(prior), atol=1e-5, rtol=0)
+
+
+def test_too_few_inducing_points_are_never_surer_than_all() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, queries = (torch.rand(1, n, generator=generator).double() for n in (60, 40))
+    residual, mask = normal(generator, 1, 60), torch.ones(1, 60, dtype=torch.bool)
+    noise = torch.full((1, 60), 0.01).double()
+    exact = condition(rbf(x, x) + torch.diag_embed(noise), rbf(queries, x), residual, mask)
+    z = x[:, ::20]
+    few = condition_inducing(rbf(z, z), rbf(z, x), rbf(queries, z), noise, residual, mask)
+    prior = torch.ones(1, 40).double()
+    assert (few.variance(prior) >= exact.variance(prior) - 1e-9).all()
+    assert few.variance(prior).mean() > 2 * exact.variance(prior).mean()

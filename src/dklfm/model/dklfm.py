@@ -25,13 +25,22 @@ from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch
 from dklfm.model.encoders import FourierEncoder, TransformerEncoder, masked_mean
 from dklfm.model.features import FourierFeatures, PeriodFeatures
-from dklfm.model.gaussian import Conditional, LogDensities, condition, joint_log_densities
+from dklfm.model.gaussian import (
+    Conditional,
+    LogDensities,
+    condition,
+    condition_inducing,
+    joint_log_densities,
+)
 from dklfm.model.kernel import DeepKernel, Latent, LatentPoints, ResidualMLP, join
 
 FORCE_JITTER = 1e-6
 """Added to the variance of an observed force, standardised."""
 OUTPUT_JITTER = 1e-8
 """Added to the variances of outputs, standardised: below any noise that matters."""
+MOST_EXACT = 5000
+"""Observations of a task that are conditioned on one by one: a gigabyte for their covariance."""
+INDUCING = 1024
 
 
 class Embedding(NamedTuple):
@@ -156,6 +165,9 @@ class DKLFM(ForceModel):
     def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
         """p(f, h | y) at any inputs by exact conditioning, in float64.
 
+        Beyond MOST_EXACT observations a task, they are condensed into the values at INDUCING of
+        them, evenly spread: the inducing points that the paper proposes for large inputs.
+
         Args:
             batch: observations; a force in it is not looked at.
             x_query: ``task x query x axis`` inputs in [0, 1].
@@ -166,13 +178,24 @@ class DKLFM(ForceModel):
         latent_f, mean_f = self.force_at(r, x_query)
         latent_q, mean_q = self.outputs_at(r, x_query)
         both = join(latent_f, latent_q)
-        noise = self.noise_variance(batch).flatten(1) + OUTPUT_JITTER
-        conditional = condition(
-            observed=self.kernel(latent_h, latent_h) + torch.diag_embed(noise),
-            cross=self.kernel(both, latent_h),
-            residual=batch.y.flatten(1) - mean_h,
-            mask=batch.mask.flatten(1),
-        )
+        noise = (self.noise_variance(batch).flatten(1) + OUTPUT_JITTER).double()
+        about = {"residual": batch.y.flatten(1) - mean_h, "mask": batch.mask.flatten(1)}
+        if noise.shape[1] <= MOST_EXACT:
+            conditional = condition(
+                observed=self.kernel(latent_h, latent_h) + torch.diag_embed(noise),
+                cross=self.kernel(both, latent_h),
+                **about,
+            )
+        else:
+            chosen = torch.arange(INDUCING, device=noise.device) * noise.shape[1] // INDUCING
+            inducing = latent_h.take(chosen)
+            conditional = condition_inducing(
+                inducing=self.kernel(inducing, inducing),
+                observed=self.kernel(inducing, latent_h),
+                cross=self.kernel(both, inducing),
+                noise=noise,
+                **about,
+            )
         mean = torch.cat([mean_f, mean_q], dim=1) + conditional.shift
         variance = conditional.variance(self.kernel.variance(both))
         n, outputs = x_query.shape[1], (len(batch), -1, x_query.shape[1])

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from dklfm.errors import DataError
 from dklfm.model.features import FourierFeatures
 
+MOST_ENCODED = 2048
+
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Mean over ``dim`` of the entries whose mask is True; zero where there are none."""
@@ -51,8 +53,12 @@ class TransformerEncoder(nn.Module):
             mask: ``set x point``, True where a point is real.
 
         Returns:
-            ``set x size`` embeddings; zero-point sets embed a constant.
+            ``set x size`` embeddings; zero-point sets embed a constant. Of more than MOST_ENCODED
+            points, so many are looked at, evenly spread: attention is quadratic in them.
         """
+        if x.shape[1] > MOST_ENCODED:
+            chosen = torch.arange(MOST_ENCODED, device=x.device) * x.shape[1] // MOST_ENCODED
+            x, y, mask = x[:, chosen], y[:, chosen], mask[:, chosen]
         tokens = self.lift(torch.cat([torch.atleast_3d(y), self.position(x)], dim=-1))
         hidden = mask | ~mask.any(-1, keepdim=True)  # attention over nothing is NaN
         encoded = self.attention(tokens, src_key_padding_mask=~hidden)  # set point width

@@ -15,6 +15,11 @@ class LatentPoints(NamedTuple):
     coordinates: Tensor
     amplitudes: Tensor | None
 
+    def take(self, chosen: Tensor) -> LatentPoints:
+        """Some of the points, the same for every task."""
+        amplitudes = None if self.amplitudes is None else self.amplitudes[:, chosen]
+        return LatentPoints(self.coordinates[:, chosen], amplitudes)
+
     def double(self) -> LatentPoints:
         amplitudes = None if self.amplitudes is None else self.amplitudes.double()
         return self._replace(coordinates=self.coordinates.double(), amplitudes=amplitudes)

@@ -71,9 +71,10 @@ class Smoother(nn.Module):
 
     def __init__(self, nodes: tuple[int, ...], lengthscale: float) -> None:
         super().__init__()
-        self.axes = nn.ModuleList(AxisFeatures(lengthscale) for _ in nodes)
+        features = [AxisFeatures(lengthscale) for _ in nodes]
+        self.axes = nn.ModuleList(features)
         lines = [torch.linspace(0, 1, n, dtype=torch.float64) for n in nodes]
-        shares = reduce(lambda a, b: (a[:, None] * b).flatten(), (f.share for f in self.axes))
+        shares = reduce(lambda a, b: (a[:, None] * b).flatten(), (f.share for f in features))
         # Products of weak features are weaker than what an axis leaves out.
         self.register_buffer("kept", torch.nonzero(shares > _KEPT)[:, 0], persistent=False)
         grid = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, -2)

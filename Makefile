@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper record test lint report clean
+.PHONY: env quick paper best record test lint report clean
 
 env: .venv/ready
 
@@ -21,6 +21,9 @@ quick: env
 
 paper: env
 	$(SNAKEMAKE) --configfile config/config.yaml
+
+best: env
+	$(SNAKEMAKE) --configfile config/best.yaml
 
 record: env
 	$(BIN)/dklfm record results docs/paper

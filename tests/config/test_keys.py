@@ -22,6 +22,7 @@ from dklfm.config import (
     stage_key,
     validate,
 )
+from dklfm.errors import ConfigError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
@@ -179,3 +180,56 @@ def test_index_names_paths_of_planned_stages_only() -> None:
 def test_names_of_stages_fit_the_workflow() -> None:
     names = [name for kind in KINDS for name in plan().stages(kind)]
     assert all(re.fullmatch(r"[A-Za-z0-9_.]+-[0-9a-f]{10}", name) for name in names)
+
+
+STREAM: dict[str, Any] = {
+    "tasks": {"counts": {"train": 0, "validation": 4, "test": 4}},
+    "stream": {"training": {"epochs": 3}},
+    "test_meshes": [0.5, {"spacing": "regular", "points": 9}],
+    "test_systems": {"sigmoid": {"response": "sigmoid"}},
+    "references": ["mechanistic"],
+    "references_on": ["test", "test@regular9", "test@sigmoid"],
+    "datasets": [],
+}
+
+
+def test_a_stream_alone_trains_one_model_a_seed_and_tests_it_everywhere() -> None:
+    planned = plan(STREAM)
+    assert len(planned.stages("model")) == 2
+    assert {model.spec["method"] for model in planned.stages("model").values()} == {"dklfm_stream"}
+    splits = {e.split for e in planned.evaluations if e.method == "dklfm_stream"}
+    assert splits == {"test", "test@0.5x", "test@regular9", "test@sigmoid"}
+    judged = {e.split for e in planned.evaluations if e.method == "mechanistic"}
+    assert judged == {"test", "test@regular9", "test@sigmoid"}
+
+
+def test_a_stream_beside_stored_tasks_leaves_their_model_where_it_was() -> None:
+    both = plan({"stream": {}})
+    assert set(plan().stages("model")) < set(both.stages("model"))
+    assert {e.method for e in both.evaluations} == {"dklfm", "dklfm_stream"}
+
+
+def test_another_system_or_mesh_changes_the_test_tasks_alone() -> None:
+    specs = {e.split: e.tasks.spec for e in plan(STREAM).evaluations}
+    own, mesh, system = (specs[s] for s in ("test", "test@regular9", "test@sigmoid"))
+    assert mesh["tasks"]["mesh"] == {"spacing": "regular", "points": 9}
+    assert mesh["system"] == own["system"]
+    assert (own["system"]["response"], system["system"]["response"]) == ("softplus", "sigmoid")
+    assert system["tasks"]["counts"] == {"train": 0, "validation": 0, "test": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"references_on": ["test@3x"]}, "no split 'test@3x'; there are test, test@0.5x"),
+        ({"test_systems": {"x": {"genes": 0}}}, "greater than or equal to 1"),
+        ({"curve": [8]}, "curve and baselines need stored tasks"),
+        ({"baselines": ["neural_process"]}, "curve and baselines need stored tasks"),
+        ({"stream": None}, "at least one train, validation and test task"),
+        ({"test_meshes": [0.5, 0.5]}, "test_meshes holds a value twice"),
+        ({"seeds": []}, "without seeds nothing is trained"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        plan(STREAM | change)

@@ -11,7 +11,7 @@ from dklfm import simulate
 from dklfm.config import TasksConfig, validate
 from dklfm.figures import POSTERIOR_FIGURES, save
 from dklfm.methods import Posterior
-from dklfm.systems import LotkaVolterra, ReactionDiffusion, System
+from dklfm.systems import LotkaVolterra, ReactionDiffusion, System, Transcription
 from dklfm.tasks import Tasks, load_embedded
 
 
@@ -40,6 +40,7 @@ def made_up(tasks: Tasks) -> Posterior:
     ("kind", "tasks", "system"),
     [
         ("fields", fields(), ReactionDiffusion()),
+        ("calibration", fields(), ReactionDiffusion()),
         ("kni", load_embedded("kni"), ReactionDiffusion()),
         ("series", load_embedded("hare-lynx"), LotkaVolterra()),
     ],
@@ -51,3 +52,25 @@ def test_figure_is_written_as_pdf_and_png(
     assert (tmp_path / f"{kind}.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def calibrated(tasks: Tasks, width: float) -> Posterior:
+    """Posteriors whose standard deviations are the errors' own, times ``width``."""
+    rng = np.random.default_rng(0)
+    error = rng.normal(size=tasks["f"].shape)
+    force = tasks["f"] + error, np.full_like(error, width)
+    return Posterior.of(tasks, force, None, 1.0)
+
+
+@pytest.mark.parametrize(("width", "low", "high"), [(1.0, 0.93, 0.97), (0.5, 0.6, 0.75)])
+def test_calibration_shows_the_share_inside(width: float, low: float, high: float) -> None:
+    settings = {"counts": {"train": 0, "validation": 0, "test": 60}, "query": 21}
+    config: TasksConfig = validate(TasksConfig, settings, "test")
+    codes = np.full(60, 2, dtype=np.int8)
+    system = Transcription(steps=20)
+    arrays = simulate.simulate(system, config, codes, np.arange(60))
+    tasks = simulate.assemble(system, codes, arrays)
+    drawn = POSTERIOR_FIGURES["calibration"](tasks, calibrated(tasks, width), system)
+    notes = [text.get_text() for text in drawn.axes[0].texts]
+    (share,) = (float(note.split()[0]) for note in notes if note.endswith("95 %"))
+    assert low < share < high

@@ -105,12 +105,20 @@ def test_coordinates_are_logarithms_with_an_exact_inverse() -> None:
     coordinates = Coordinates.of(parameter, 3)
     theta = np.random.default_rng(0).standard_normal((50, 3))
     phi = coordinates.of_theta(theta)
-    np.testing.assert_allclose(phi[:, :2], np.log(parameter(theta)[:, :2]), atol=1e-3)
+    slope = 0.8 / np.sqrt(2 * np.pi)  # of 0.6 + 0.8 Φ(θ) at its median, 1
+    np.testing.assert_allclose(slope * phi[:, 0], np.log(parameter(theta)[:, 0]), atol=2e-3)
+    np.testing.assert_allclose(phi[:, 1], theta[:, 1], atol=1e-9)
     np.testing.assert_allclose(phi[:, 2], theta[:, 2], atol=1e-12)
     np.testing.assert_allclose(coordinates.theta(phi), theta, atol=1e-9)
     step = 1e-7
     numeric = (coordinates.of_theta(theta + step) - phi) / step
     np.testing.assert_allclose(coordinates.slopes(theta), numeric, rtol=1e-4)
-    assert np.isnan(coordinates.theta(np.array([[np.log(1.5), 0.0, 0.0]]))).tolist() == [
+    assert np.isnan(coordinates.theta(np.array([[np.log(1.5) / slope, 0.0, 0.0]]))).tolist() == [
         [True, False, False]
     ]
+
+
+def test_a_parameter_that_hardly_varies_keeps_its_own_variable() -> None:
+    coordinates = Coordinates.of(lambda theta: 0.8 * np.exp(1e-9 * theta), 2)
+    theta = np.random.default_rng(0).standard_normal((20, 2))
+    np.testing.assert_allclose(coordinates.of_theta(theta), theta, atol=1e-12)

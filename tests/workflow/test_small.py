@@ -45,6 +45,29 @@ def config(folder: Path, epochs: int = 2) -> dict[str, Any]:
                 ],
                 "curve": [8],
             },
+            "streamed": {
+                "system": {"name": "transcription", "steps": 100, "genes": 3},
+                "tasks": {
+                    "counts": {"train": 0, "validation": 6, "test": 4},
+                    "mesh": {"points": 8},
+                    "query": 21,
+                },
+                "stream": {
+                    "model": {
+                        "name": "operator",
+                        "nodes": 8,
+                        "width": 16,
+                        "layers": 1,
+                        "heads": 2,
+                        "exchangeable": True,
+                    },
+                    "training": {"tasks": 16, "epochs": epochs, "least_points": 5},
+                },
+                "test_meshes": [{"spacing": "regular", "points": 6}],
+                "test_systems": {"one_gene": {"genes": 1}},
+                "references": [{"name": "mechanistic", "tasks": 2, "samples": 64}],
+                "references_on": ["test", "test@one_gene"],
+            },
             "fitted": {
                 "system": {"name": "transcription", "steps": 100},
                 "prior_from": "p53-puma2007",
@@ -96,7 +119,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_figure_is_drawn(finished: Path) -> None:
     plan = Plan.of(validate(Config, config(finished), "test"))
     stages = plan.stages("figure")
-    assert len(stages) == 4
+    assert len(stages) == 8
     for name in stages:
         figures = finished / "results" / "figures"
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -107,7 +130,8 @@ def test_scores_have_the_documented_columns_and_every_split(finished: Path) -> N
     scores = pd.read_csv(finished / "results" / "scores.csv")
     assert tuple(scores.columns) == COLUMNS
     measured = {f"p53-mmgmos/{i}" for i in (1, 2, 3)}
-    assert set(scores["split"]) == {"test", "test@train8"} | measured
+    others = {"test@train8", "test@regular6", "test@one_gene"}
+    assert set(scores["split"]) == {"test"} | others | measured
     assert set(scores["seed"].astype(str)) == {"0", "all"}
     assert scores[["mean", "median"]].notna().all(axis=None)
 
@@ -118,6 +142,8 @@ def test_index_leads_to_stored_products(finished: Path) -> None:
         *(f"small/dklfm/seed0/{split}" for split in ("test", "test@train8", "p53-mmgmos")),
         *(f"small/{method}/seed0/test" for method in ("neural_process", "mechanistic", "alfi")),
         "fitted/deeplfm/seed0/test",
+        *(f"streamed/dklfm_stream/seed0/test{suffix}" for suffix in ("", "@regular6", "@one_gene")),
+        *(f"streamed/mechanistic/seed0/test{suffix}" for suffix in ("", "@one_gene")),
     }
     for paths in index.values():
         for kind, path in paths.items():
@@ -126,11 +152,13 @@ def test_index_leads_to_stored_products(finished: Path) -> None:
 
 
 def test_table_compares_every_method_of_a_run(finished: Path) -> None:
-    table = pd.read_csv(finished / "results" / "table1.csv").set_index("method")
+    every = pd.read_csv(finished / "results" / "table1.csv").set_index("method")
+    assert set(every[every["run"] == "streamed"].index) == {"dklfm_stream", "mechanistic"}
+    table = every[every["run"] == "small"]
     assert set(table.index) == {"dklfm", "neural_process", "mechanistic", "alfi"}
     assert table["latent_mse"].notna().all()
     assert table.loc["neural_process", "output_mse"] != table.loc["alfi", "output_mse"]
-    assert (finished / "results" / "table1.tex").read_text().count("toprule") == 3
+    assert (finished / "results" / "table1.tex").read_text().count("toprule") == 4
 
 
 def test_tasks_are_simulated_from_the_posterior_of_a_fit(finished: Path) -> None:
@@ -149,7 +177,7 @@ def test_second_run_has_nothing_to_do(finished: Path) -> None:
 def test_changed_training_option_reruns_training_and_what_follows_only(finished: Path) -> None:
     jobs = planned_jobs(snakemake(finished, "--dry-run", epochs=3))
     assert jobs == {
-        "train": 3, "infer": 4, "score": 4, "scores": 1, "table": 1, "figure": 4, "index": 1,
+        "train": 4, "infer": 7, "score": 7, "scores": 1, "table": 1, "figure": 8, "index": 1,
         "all": 1,
     }  # fmt: skip
 

@@ -121,13 +121,13 @@ class Experiment(Section):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
         if not counts.train and (self.curve or self.baselines):
             raise ValueError("curve and baselines need stored tasks: set tasks.counts.train")
+        for changes in self.test_systems.values():
+            self.changed_system(changes)
         for name in self.references_on:
             if name not in self.splits:
                 raise ValueError(
                     f"references_on: there is no split {name!r}; there are {', '.join(self.splits)}"
                 )
-        for changes in self.test_systems.values():
-            self.changed_system(changes)
         if not self.seeds:
             trained = ("test_meshes", "test_queries", "datasets", "curve", "baselines")
             others = any(lists[setting] for setting in trained) or self.test_systems or self.stream

@@ -33,6 +33,8 @@ _TEMPER = 0.6
 _REACH = 6.0
 """Standard normal variables beyond this are not sampled."""
 _NODES = 241
+_LEAST_RISE = 1e-6
+"""A smaller relative change of a parameter by its θ is rounding."""
 _CHAIN_LENGTHS = 50
 """A chain is long enough after so many autocorrelation times, as emcee's authors advise."""
 _LONGEST_CHAIN = 4000
@@ -69,7 +71,7 @@ class Coordinates:
 
     @classmethod
     def of(cls, parameter: Callable[[Array], Array], size: int) -> Coordinates:
-        """The logarithms of parameters, where they are positive and increase; θ itself elsewhere.
+        """Logarithms of parameters, in units of θ at its median; θ where none, or none that rises.
 
         Args:
             parameter: ``sample x size`` θ to the parameter behind each variable, alike.
@@ -80,8 +82,13 @@ class Coordinates:
         theta[every, :, every] = nodes = np.linspace(-_REACH, _REACH, _NODES)
         values = parameter(theta.reshape(-1, size)).reshape(theta.shape)[every, :, every]
         logs = np.log(np.where(values > 0, values, 1.0))
-        straight = np.all(values > 0, axis=1) & np.all(np.diff(logs) > 0, axis=1)
-        return cls(np.where(straight[:, None], logs, nodes))
+        # In units of θ at its median, so that a parameter that hardly varies is like any other.
+        middle = _NODES // 2
+        rise = (logs[:, middle + 1] - logs[:, middle - 1]) / (nodes[middle + 1] - nodes[middle - 1])
+        known = np.isfinite(logs).all(1) & (rise > _LEAST_RISE)
+        scaled = (logs - logs[:, middle, None]) / np.where(known, rise, 1.0)[:, None]
+        straight = known & np.all(values > 0, axis=1) & np.all(np.diff(scaled) > 0, axis=1)
+        return cls(np.where(straight[:, None], scaled, nodes))
 
     def of_theta(self, theta: Array) -> Array:
         nodes = np.linspace(-_REACH, _REACH, _NODES)

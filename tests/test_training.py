@@ -14,7 +14,7 @@ import torch
 from dklfm import training
 from dklfm.artifacts import MANIFEST, read_json
 from dklfm.errors import ConfigError, DataError, DklfmError
-from dklfm.model import DKLFM, choose_device, load_model
+from dklfm.model import DKLFM, Batch, Scale, choose_device, load_model
 from dklfm.tasks import Tasks, load_embedded
 from dklfm.training import Trainer
 
@@ -46,7 +46,7 @@ def interrupted(
     spec: Spec, tasks: Tasks, folder: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+        patch.setattr("dklfm.training.runs._CHECKPOINT_SECONDS", -1.0)
         interrupt_after(epochs, patch)
         with pytest.raises(KeyboardInterrupt):
             training.run(spec, tasks, folder)
@@ -146,7 +146,7 @@ def test_kept_weights_are_those_of_the_best_validation(
     assert read_json(tmp_path / MANIFEST)["validation_force_nll"] == pytest.approx(best)
 
     model, scale = load_model(tmp_path)
-    validation = training.Batch.of(tasks.split("validation"), scale)
+    validation = Batch.of(tasks.split("validation"), scale)
     with torch.no_grad():
         densities = model.log_densities(validation)
     points = densities.force_points.sum().item()
@@ -210,7 +210,7 @@ def test_model_is_read_back_with_its_scale(
 ) -> None:
     model, scale = load_model(model_folder)
     assert model.config.embedding == training_spec["model"]["embedding"]
-    assert scale == training.Scale.of(tasks.split("train"))
+    assert scale == Scale.of(tasks.split("train"))
     assert not model.training
 
 

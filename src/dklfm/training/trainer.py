@@ -1,49 +1,20 @@
-"""Training of a model on simulated tasks, resumable at any epoch."""
+"""One training run as a state that moves epoch by epoch, on tasks that are stored."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dklfm.artifacts import dataset_digest, write_atomically
-from dklfm.config import (
-    OperatorConfig,
-    StreamConfig,
-    TasksConfig,
-    TrainingConfig,
-    TrainSpec,
-    canonical_json,
-    resolved,
-    validate,
-)
-from dklfm.errors import DataError, DklfmError
-from dklfm.model import (
-    DKLFM,
-    Batch,
-    ForceModel,
-    OperatorLFM,
-    Scale,
-    build_model,
-    choose_device,
-    save_model,
-)
-from dklfm.progress import progress
-from dklfm.simulate import assemble, parse_spec, simulate
+from dklfm.config import TrainingConfig, TrainSpec
+from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model
 from dklfm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -51,10 +22,6 @@ NEGLIGIBLE_COUPLING = 0.02
 """Below this prior correlation between force and outputs a model has learnt nothing."""
 _SCALE_RATE = 10.0
 """Kernel and noise scales are few, well scaled and slow: they learn this much faster."""
-_NORMAL_95 = 1.959964
-_CHECKPOINT_SECONDS = 20.0
-_STREAM_STRIDE = 2**32
-"""Between the indices of the first tasks of two seeds; stored tasks come before."""
 
 
 class Trainer:
@@ -254,73 +221,6 @@ class Trainer:
         self.best_density = -math.inf if best is None else best
 
 
-class StreamTrainer(Trainer):
-    """Training on tasks that are simulated for each epoch, from seeds that no store uses."""
-
-    def __init__(
-        self, tasks: Tasks, spec: TrainSpec, device: torch.device, simulation: Mapping[str, Any]
-    ) -> None:
-        assert isinstance(spec.training, StreamConfig)
-        self.stream = spec.training
-        self.system, self.tasks_config = parse_spec(simulation, "the tasks' own settings")
-        super().__init__(tasks, spec, device)
-
-    def _first(self, tasks: Tasks) -> Tasks:
-        return self._simulated(0)
-
-    def _simulated(self, epoch: int) -> Tasks:
-        config: TasksConfig = self.tasks_config
-        if self.stream.meshes:
-            mesh = self.stream.meshes[epoch % len(self.stream.meshes)]
-            config = config.model_copy(update={"mesh": mesh})
-        count = self.stream.tasks
-        first = (1 + self.spec.seed) * _STREAM_STRIDE + epoch * count
-        codes = np.zeros(count, dtype=np.int8)
-        indices = first + np.arange(count)
-        return assemble(self.system, codes, simulate(self.system, config, codes, indices))
-
-    @property
-    def seen(self) -> int:
-        return self.epoch * self.stream.tasks
-
-    def _epoch_tasks(self) -> tuple[Batch, Batch]:
-        return self._pair(self._simulated(self.epoch))
-
-    def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
-        """The noise-free truth at the query points for an operator, and the observations."""
-        context = Batch.of(tasks, self.scale).to(self.device)
-        if not isinstance(self.spec.model, OperatorConfig):
-            return context, context
-        if "f" not in tasks or "h_query" not in tasks:
-            raise DataError("an operator is trained by the true force and outputs, f and h_query")
-        truth = Batch(
-            self.scale.inputs(tasks["x_query"]),
-            self.scale.values(tasks["h_query"]),
-            torch.zeros(tasks["h_query"].shape),
-            torch.ones(tasks["h_query"].shape, dtype=torch.bool),
-            self.scale.force(tasks["f"]),
-        )
-        return truth.to(self.device), context
-
-    def _augmented(self, batch: Batch, context: Batch) -> tuple[Batch, Batch]:
-        """Random points and outputs of what is seen, and random points to be judged at."""
-        if not isinstance(self.model, OperatorLFM):
-            return super()._augmented(batch, context)
-        config = self.stream
-        points = self._subset(context.x.shape[1], config.least_points, config.most_points)
-        queries = self._subset(batch.x.shape[1], config.queries, config.queries)
-        outputs = self._subset(context.y.shape[1], config.least_outputs)
-        if points is not None:
-            context = context.points(points.sort().values)
-        if queries is not None:
-            batch = batch.points(queries)
-        if outputs is not None and self.model.exchangeable:
-            batch, context = batch.outputs(outputs), context.outputs(outputs)
-        elif outputs is not None:
-            context = context.only(outputs)
-        return batch, context
-
-
 def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | bool | list | None)
 
@@ -339,121 +239,3 @@ def _optimiser(
         {"params": scales, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate), rates
-
-
-def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
-    """What the force's posterior variances must be scaled by to cover 95 % on validation tasks.
-
-    Few training tasks leave a model surer than it should be. One number, from the 95 %
-    quantile of the standardised errors at the query points inside the domain, mends the average.
-    """
-    low, high = validation.domain
-    squares = []
-    device = next(model.parameters()).device
-    for i in range(len(validation)):
-        task = validation.take([i])
-        x = task["x_query"][0]
-        inside = ((x >= low) & (x <= high)).all(-1)
-        queries = scale.inputs(x[None, inside]).to(device)
-        moments = model.eval().posterior(Batch.of(task, scale).to(device), queries)
-        error = scale.force(task["f"][:, inside]).to(device) - moments.force_mean
-        squares.append((error.square() / moments.force_variance).flatten().cpu())
-    return float(torch.cat(squares).quantile(0.95)) / _NORMAL_95**2
-
-
-def run(
-    spec: Mapping[str, Any],
-    tasks: Tasks,
-    folder: Path,
-    device: str = "cpu",
-    simulation: Mapping[str, Any] | None = None,
-    simulation_cpu_s: float = 0.0,
-) -> None:
-    """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
-
-    Args:
-        spec: plain data of :class:`TrainSpec`.
-        tasks: simulated tasks with train and validation splits.
-        folder: where weights, history and manifest go.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        simulation: the settings that the tasks were simulated with: a stream goes on with them,
-            and those of the system are kept beside the weights.
-        simulation_cpu_s: what the tasks cost, kept likewise.
-
-    Raises:
-        DklfmError: if the settings, the tasks or the device cannot be used.
-    """
-    checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
-    chosen = choose_device(device)
-    if isinstance(checked.training, StreamConfig):
-        if simulation is None:
-            raise DataError("these tasks were not simulated, so there is no stream of more of them")
-        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation)
-    else:
-        trainer = Trainer(tasks, checked, chosen)
-    settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
-    identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
-    checkpoint = folder / "partial"
-    _resume(trainer, checkpoint, identity)
-    last = time.monotonic()
-    left = range(trainer.epoch, checked.training.epochs)
-    for _ in progress(left, "train"):
-        trainer.run_epoch()
-        row = trainer.history[-1]
-        if "validation_loss" in row:
-            log.info(
-                "epoch %(epoch)d: train loss %(train_loss).4f, validation loss "
-                "%(validation_loss).4f, force NLL %(validation_force_nll).4f",
-                row,
-            )
-        if time.monotonic() - last > _CHECKPOINT_SECONDS:
-            _save_checkpoint(trainer, checkpoint, identity)
-            last = time.monotonic()
-    if not trainer.best:
-        raise DklfmError("training diverged: no validation loss was finite; lower learning_rate")
-    trainer.model.load_state_dict(trainer.best)
-    history = pd.DataFrame(trainer.history)
-    write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
-    factor = calibration_factor(trainer.model, trainer.scale, tasks.split("validation"))
-    save_model(
-        folder,
-        trainer.model,
-        trainer.scale,
-        checked,
-        system=dict((simulation or {}).get("system", {})),
-        outputs=trainer.outputs,
-        force_variance_factor=factor,
-        simulation_cpu_s=simulation_cpu_s,
-        training_cpu_s=trainer.cpu_seconds,
-        training_tasks=trainer.seen,
-        validation_force_nll=-trainer.best_density,
-    )
-    (checkpoint / "state.safetensors").unlink(missing_ok=True)
-    if checkpoint.is_dir():
-        checkpoint.rmdir()
-
-
-def _save_checkpoint(trainer: Trainer, folder: Path, identity: str) -> None:
-    tensors, plain = trainer.state()
-    metadata = {"identity": identity, "plain": json.dumps(plain)}
-    write_atomically(folder / "state.safetensors", lambda p: save_file(tensors, p, metadata))
-
-
-def _resume(trainer: Trainer, folder: Path, identity: str) -> None:
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no mapping
-    except (OSError, SafetensorError) as error:
-        log.warning("the checkpoint %s cannot be read (%s); training starts afresh", path, error)
-        return
-    if metadata.get("identity") != identity:
-        log.warning("the checkpoint %s is of other settings or tasks; training starts afresh", path)
-        return
-    trainer.restore(tensors, json.loads(metadata["plain"]))
-    log.info("resumed at epoch %d from %s", trainer.epoch, path)

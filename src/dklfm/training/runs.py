@@ -1,0 +1,147 @@
+"""From settings and tasks to a trained, calibrated and stored model; checkpoints on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from dklfm.artifacts import dataset_digest, write_atomically
+from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
+from dklfm.errors import DataError, DklfmError
+from dklfm.model import Batch, ForceModel, Scale, choose_device, save_model
+from dklfm.progress import progress
+from dklfm.tasks import Tasks
+from dklfm.training.stream import StreamTrainer
+from dklfm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+_NORMAL_95 = 1.959964
+_CHECKPOINT_SECONDS = 20.0
+
+
+def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
+    """What the force's posterior variances must be scaled by to cover 95 % on validation tasks.
+
+    Few training tasks leave a model surer than it should be. One number, from the 95 %
+    quantile of the standardised errors at the query points inside the domain, mends the average.
+    """
+    low, high = validation.domain
+    squares = []
+    device = next(model.parameters()).device
+    for i in range(len(validation)):
+        task = validation.take([i])
+        x = task["x_query"][0]
+        inside = ((x >= low) & (x <= high)).all(-1)
+        queries = scale.inputs(x[None, inside]).to(device)
+        moments = model.eval().posterior(Batch.of(task, scale).to(device), queries)
+        error = scale.force(task["f"][:, inside]).to(device) - moments.force_mean
+        squares.append((error.square() / moments.force_variance).flatten().cpu())
+    return float(torch.cat(squares).quantile(0.95)) / _NORMAL_95**2
+
+
+def run(
+    spec: Mapping[str, Any],
+    tasks: Tasks,
+    folder: Path,
+    device: str = "cpu",
+    simulation: Mapping[str, Any] | None = None,
+    simulation_cpu_s: float = 0.0,
+) -> None:
+    """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
+
+    Args:
+        spec: plain data of :class:`TrainSpec`.
+        tasks: simulated tasks with train and validation splits.
+        folder: where weights, history and manifest go.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        simulation: the settings that the tasks were simulated with: a stream goes on with them,
+            and those of the system are kept beside the weights.
+        simulation_cpu_s: what the tasks cost, kept likewise.
+
+    Raises:
+        DklfmError: if the settings, the tasks or the device cannot be used.
+    """
+    checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
+    chosen = choose_device(device)
+    if isinstance(checked.training, StreamConfig):
+        if simulation is None:
+            raise DataError("these tasks were not simulated, so there is no stream of more of them")
+        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation)
+    else:
+        trainer = Trainer(tasks, checked, chosen)
+    settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
+    identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
+    checkpoint = folder / "partial"
+    _resume(trainer, checkpoint, identity)
+    last = time.monotonic()
+    left = range(trainer.epoch, checked.training.epochs)
+    for _ in progress(left, "train"):
+        trainer.run_epoch()
+        row = trainer.history[-1]
+        if "validation_loss" in row:
+            log.info(
+                "epoch %(epoch)d: train loss %(train_loss).4f, validation loss "
+                "%(validation_loss).4f, force NLL %(validation_force_nll).4f",
+                row,
+            )
+        if time.monotonic() - last > _CHECKPOINT_SECONDS:
+            _save_checkpoint(trainer, checkpoint, identity)
+            last = time.monotonic()
+    if not trainer.best:
+        raise DklfmError("training diverged: no validation loss was finite; lower learning_rate")
+    trainer.model.load_state_dict(trainer.best)
+    history = pd.DataFrame(trainer.history)
+    write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
+    factor = calibration_factor(trainer.model, trainer.scale, tasks.split("validation"))
+    save_model(
+        folder,
+        trainer.model,
+        trainer.scale,
+        checked,
+        system=dict((simulation or {}).get("system", {})),
+        outputs=trainer.outputs,
+        force_variance_factor=factor,
+        simulation_cpu_s=simulation_cpu_s,
+        training_cpu_s=trainer.cpu_seconds,
+        training_tasks=trainer.seen,
+        validation_force_nll=-trainer.best_density,
+    )
+    (checkpoint / "state.safetensors").unlink(missing_ok=True)
+    if checkpoint.is_dir():
+        checkpoint.rmdir()
+
+
+def _save_checkpoint(trainer: Trainer, folder: Path, identity: str) -> None:
+    tensors, plain = trainer.state()
+    metadata = {"identity": identity, "plain": json.dumps(plain)}
+    write_atomically(folder / "state.safetensors", lambda p: save_file(tensors, p, metadata))
+
+
+def _resume(trainer: Trainer, folder: Path, identity: str) -> None:
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no mapping
+    except (OSError, SafetensorError) as error:
+        log.warning("the checkpoint %s cannot be read (%s); training starts afresh", path, error)
+        return
+    if metadata.get("identity") != identity:
+        log.warning("the checkpoint %s is of other settings or tasks; training starts afresh", path)
+        return
+    trainer.restore(tensors, json.loads(metadata["plain"]))
+    log.info("resumed at epoch %d from %s", trainer.epoch, path)

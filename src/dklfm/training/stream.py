@@ -1,0 +1,86 @@
+"""Training on tasks that are simulated for each epoch and never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dklfm.config import OperatorConfig, StreamConfig, TasksConfig, TrainSpec
+from dklfm.errors import DataError
+from dklfm.model import Batch, OperatorLFM
+from dklfm.simulate import assemble, parse_spec, simulate
+from dklfm.tasks import Tasks
+from dklfm.training.trainer import Trainer
+
+_STREAM_STRIDE = 2**32
+"""Between the indices of the first tasks of two seeds; stored tasks come before."""
+
+
+class StreamTrainer(Trainer):
+    """Training on tasks that are simulated for each epoch, from seeds that no store uses."""
+
+    def __init__(
+        self, tasks: Tasks, spec: TrainSpec, device: torch.device, simulation: Mapping[str, Any]
+    ) -> None:
+        assert isinstance(spec.training, StreamConfig)
+        self.stream = spec.training
+        self.system, self.tasks_config = parse_spec(simulation, "the tasks' own settings")
+        super().__init__(tasks, spec, device)
+
+    def _first(self, tasks: Tasks) -> Tasks:
+        return self._simulated(0)
+
+    def _simulated(self, epoch: int) -> Tasks:
+        config: TasksConfig = self.tasks_config
+        if self.stream.meshes:
+            mesh = self.stream.meshes[epoch % len(self.stream.meshes)]
+            config = config.model_copy(update={"mesh": mesh})
+        count = self.stream.tasks
+        first = (1 + self.spec.seed) * _STREAM_STRIDE + epoch * count
+        codes = np.zeros(count, dtype=np.int8)
+        indices = first + np.arange(count)
+        return assemble(self.system, codes, simulate(self.system, config, codes, indices))
+
+    @property
+    def seen(self) -> int:
+        return self.epoch * self.stream.tasks
+
+    def _epoch_tasks(self) -> tuple[Batch, Batch]:
+        return self._pair(self._simulated(self.epoch))
+
+    def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
+        """The noise-free truth at the query points for an operator, and the observations."""
+        context = Batch.of(tasks, self.scale).to(self.device)
+        if not isinstance(self.spec.model, OperatorConfig):
+            return context, context
+        if "f" not in tasks or "h_query" not in tasks:
+            raise DataError("an operator is trained by the true force and outputs, f and h_query")
+        truth = Batch(
+            self.scale.inputs(tasks["x_query"]),
+            self.scale.values(tasks["h_query"]),
+            torch.zeros(tasks["h_query"].shape),
+            torch.ones(tasks["h_query"].shape, dtype=torch.bool),
+            self.scale.force(tasks["f"]),
+        )
+        return truth.to(self.device), context
+
+    def _augmented(self, batch: Batch, context: Batch) -> tuple[Batch, Batch]:
+        """Random points and outputs of what is seen, and random points to be judged at."""
+        if not isinstance(self.model, OperatorLFM):
+            return super()._augmented(batch, context)
+        config = self.stream
+        points = self._subset(context.x.shape[1], config.least_points, config.most_points)
+        queries = self._subset(batch.x.shape[1], config.queries, config.queries)
+        outputs = self._subset(context.y.shape[1], config.least_outputs)
+        if points is not None:
+            context = context.points(points.sort().values)
+        if queries is not None:
+            batch = batch.points(queries)
+        if outputs is not None and self.model.exchangeable:
+            batch, context = batch.outputs(outputs), context.outputs(outputs)
+        elif outputs is not None:
+            context = context.only(outputs)
+        return batch, context

@@ -45,7 +45,7 @@ def draw_calibration(tasks: Tasks, posterior: Posterior, system: System) -> Figu
             left.annotate(
                 f"{share:.3f} at {level} %",
                 (level / 100, share),
-                (8, -22),
+                (8, -22 if level == 50 else -42),
                 textcoords="offset points",
                 ha="left" if level == 50 else "right",
             )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# Before NumPy and torch load: tests are small, and on a busy machine threads wait for one another.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
 
 # Before any import of the model: its annotations are checked in tests only.
 install_import_hook("dklfm.model", "beartype.beartype")

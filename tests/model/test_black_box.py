@@ -19,7 +19,7 @@ from dklfm.artifacts import MANIFEST, read_json
 from dklfm.config import TrainSpec, validate
 from dklfm.errors import DataError
 from dklfm.methods import TrainedModel
-from dklfm.model import Batch, ForceModel, Moments, build_model, load_model
+from dklfm.model import Batch, ForceModel, Moments, Scale, build_model, load_model
 from dklfm.model.interpolation import spline_weights
 from dklfm.tasks import Tasks
 from dklfm.training import Trainer
@@ -353,7 +353,7 @@ def test_trained_black_box_is_read_back_as_it_was(trained: tuple[str, Tasks, Pat
     built, scale = load_model(folder)
     assert built.method == method
     assert not built.training
-    assert scale == training.Scale.of(tasks.split("train"))
+    assert scale == Scale.of(tasks.split("train"))
     assert read_json(folder / MANIFEST)["outputs"] == 1
 
 

@@ -133,7 +133,7 @@ def test_the_covariance_is_one_and_its_diagonal_the_variance(axes: int, kind: st
 
 @KINDS
 def test_outputs_that_differ_in_law_cannot_be_of_another_number(kind: str) -> None:
-    with pytest.raises(DataError, match="have 2 outputs, the model was trained on 3 that differ"):
+    with pytest.raises(DataError, match="have 2 outputs, dklfm_stream was trained on 3 that"):
         model(kind, exchangeable=False).posterior(batch(outputs=2), X)
 
 

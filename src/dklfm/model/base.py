@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dklfm.errors import DataError
 from dklfm.model.batch import Batch
 from dklfm.model.gaussian import LogDensities
 
@@ -31,6 +32,20 @@ class ForceModel(nn.Module, ABC):
 
     method: ClassVar[str]
     exchangeable: bool
+    outputs: int
+
+    def require_outputs(self, batch: Batch) -> None:
+        """Refuse tasks with outputs that the model cannot tell apart.
+
+        Raises:
+            DataError: if they have another number of outputs than those trained on.
+        """
+        if not self.exchangeable and batch.y.shape[1] != self.outputs:
+            raise DataError(
+                f"the tasks have {batch.y.shape[1]} outputs, {self.method} was trained on "
+                f"{self.outputs} that it tells apart; train it on tasks like these, or, for "
+                "dklfm_stream, with model.exchangeable: true"
+            )
 
     @abstractmethod
     def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:

@@ -50,11 +50,7 @@ class BlackBox(ForceModel):
         Raises:
             DataError: if the tasks have another number of outputs than those trained on.
         """
-        if context.y.shape[1] != self.outputs:
-            raise DataError(
-                f"the tasks have {context.y.shape[1]} outputs, {self.method} was trained on "
-                f"{self.outputs}; train it on tasks like these"
-            )
+        self.require_outputs(context)
         mean, raw = self(context, x).unbind(-1)
         return mean, raw.logaddexp(raw.new_tensor(math.log(_LEAST_VARIANCE)))
 

@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dklfm.config import OperatorConfig
-from dklfm.errors import DataError
 from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch
 from dklfm.model.encoders import masked_mean
@@ -170,11 +169,7 @@ class OperatorLFM(ForceModel):
         Raises:
             DataError: if the tasks have another number of outputs than the model tells apart.
         """
-        if self.names is not None and context.y.shape[1] != self.outputs:
-            raise DataError(
-                f"the tasks have {context.y.shape[1]} outputs, the model was trained on "
-                f"{self.outputs} that differ in law; train it with model.exchangeable: true"
-            )
+        self.require_outputs(context)
         mask = context.mask
         relative, scale, location, noise = standardise(context)
         found = self.smoother(context.x, relative, noise, mask)

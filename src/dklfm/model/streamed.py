@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from dklfm.config import KernelRouteConfig, TransformerConfig
-from dklfm.errors import DataError
 from dklfm.model.batch import Batch
 from dklfm.model.dklfm import DKLFM, Embedding
 from dklfm.model.encoders import TransformerEncoder
@@ -55,11 +54,7 @@ class StreamedDKLFM(DKLFM):
         Raises:
             DataError: if the tasks have another number of outputs than the model tells apart.
         """
-        if self.names is not None and batch.y.shape[1] != self.outputs:
-            raise DataError(
-                f"the tasks have {batch.y.shape[1]} outputs, the model was trained on "
-                f"{self.outputs} that differ in law; train it with model.exchangeable: true"
-            )
+        self.require_outputs(batch)
         tasks, outputs, points = batch.y.shape
         relative, scale, location, noise = standardise(batch)
         found = self.smoother(batch.x, relative, noise, batch.mask, at=batch.x)

@@ -227,41 +227,34 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
         scores = Stage("scores", posterior.label, about, (tasks, posterior))
         return Evaluation(label, method, seed, split, scores)
 
-    if experiment.stream is not None:
-        streamed = {
-            "method": STREAM,
-            "model": resolved(experiment.stream.model),
-            "training": resolved(experiment.stream.training),
-        }
-        for seed in experiment.seeds:
-            spec = {**streamed, "seed": seed}
-            model = Stage("model", f"{label}_stream_seed{seed}", spec, (simulated,))
-            for split, tasks in targets.items():
-                if split.startswith("train"):
-                    continue
-                name = f"{label}_stream_seed{seed}_{tasks.label}"
-                yield evaluation(STREAM, seed, split, Stage("posterior", name, {}, (model, tasks)))
-    settings = {
-        "method": METHOD,
-        "model": resolved(experiment.model),
-        "training": resolved(experiment.training),
-    }
     train = experiment.tasks.counts.train
+    routes: list[tuple[str, str, dict[str, Any]]] = []
+    if train:
+        settings = {
+            "method": METHOD,
+            "model": resolved(experiment.model),
+            "training": resolved(experiment.training),
+        }
+        routes.append((METHOD, label, settings))
+    if experiment.stream is not None:
+        streamed = {"method": STREAM, **resolved(experiment.stream)}
+        routes.append((STREAM, f"{label}_stream", streamed))
     fewer = {f"train{size}": size for size in experiment.curve}
-    for seed in experiment.seeds if train else ():
-        model = Stage("model", f"{label}_seed{seed}", {**settings, "seed": seed}, (simulated,))
-        for split, tasks in targets.items():
-            if split in fewer:
-                training = resolved(shortened(experiment.training, train, fewer[split]))
-                spec = {**settings, "training": training, "seed": seed}
-                name = f"{tasks.label}_seed{seed}"
-                posterior = Stage(
-                    "posterior", name, {}, (Stage("model", name, spec, (tasks,)), simulated)
-                )
-                yield evaluation(METHOD, seed, f"test@{split}", posterior)
-                continue
-            name = f"{label}_seed{seed}_{tasks.label}"
-            yield evaluation(METHOD, seed, split, Stage("posterior", name, {}, (model, tasks)))
+    for method, named, spec in routes:
+        for seed in experiment.seeds:
+            model = Stage("model", f"{named}_seed{seed}", {**spec, "seed": seed}, (simulated,))
+            for split, tasks in targets.items():
+                if split not in fewer:
+                    name = f"{named}_seed{seed}_{tasks.label}"
+                    posterior = Stage("posterior", name, {}, (model, tasks))
+                    yield evaluation(method, seed, split, posterior)
+                elif method == METHOD:
+                    training = resolved(shortened(experiment.training, train, fewer[split]))
+                    of_fewer = {**spec, "training": training, "seed": seed}
+                    name = f"{tasks.label}_seed{seed}"
+                    short = Stage("model", name, of_fewer, (tasks,))
+                    posterior = Stage("posterior", name, {}, (short, simulated))
+                    yield evaluation(method, seed, f"test@{split}", posterior)
     for baseline in experiment.baselines:
         method, seed = baseline.name, experiment.seeds[0]
         spec = {

@@ -33,6 +33,7 @@ _TEMPER = 0.6
 _REACH = 6.0
 """Standard normal variables beyond this are not sampled."""
 _NODES = 241
+_GRID = np.linspace(-_REACH, _REACH, _NODES)
 _LEAST_RISE = 1e-6
 """A smaller relative change of a parameter by its θ is rounding."""
 _CHAIN_LENGTHS = 50
@@ -79,28 +80,25 @@ class Coordinates:
         """
         theta = np.zeros((size, _NODES, size))
         every = np.arange(size)
-        theta[every, :, every] = nodes = np.linspace(-_REACH, _REACH, _NODES)
+        theta[every, :, every] = _GRID
         values = parameter(theta.reshape(-1, size)).reshape(theta.shape)[every, :, every]
         logs = np.log(np.where(values > 0, values, 1.0))
-        # In units of θ at its median, so that a parameter that hardly varies is like any other.
         middle = _NODES // 2
-        rise = (logs[:, middle + 1] - logs[:, middle - 1]) / (nodes[middle + 1] - nodes[middle - 1])
+        rise = (logs[:, middle + 1] - logs[:, middle - 1]) / (_GRID[middle + 1] - _GRID[middle - 1])
         known = np.isfinite(logs).all(1) & (rise > _LEAST_RISE)
         scaled = (logs - logs[:, middle, None]) / np.where(known, rise, 1.0)[:, None]
         straight = known & np.all(values > 0, axis=1) & np.all(np.diff(scaled) > 0, axis=1)
-        return cls(np.where(straight[:, None], scaled, nodes))
+        return cls(np.where(straight[:, None], scaled, _GRID))
 
     def of_theta(self, theta: Array) -> Array:
-        nodes = np.linspace(-_REACH, _REACH, _NODES)
         columns = zip(theta.T, self.tables, strict=True)
-        return np.stack([np.interp(t, nodes, table) for t, table in columns], axis=1)
+        return np.stack([np.interp(t, _GRID, table) for t, table in columns], axis=1)
 
     def theta(self, phi: Array) -> Array:
         """The inverse; NaN where a variable has no such value."""
-        nodes = np.linspace(-_REACH, _REACH, _NODES)
         columns = zip(phi.T, self.tables, strict=True)
         ends = {"left": np.nan, "right": np.nan}
-        return np.stack([np.interp(p, table, nodes, **ends) for p, table in columns], axis=1)
+        return np.stack([np.interp(p, table, _GRID, **ends) for p, table in columns], axis=1)
 
     def slopes(self, theta: Array) -> Array:
         """dφ/dθ, ``sample x size``."""

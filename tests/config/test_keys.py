@@ -228,6 +228,7 @@ def test_another_system_or_mesh_changes_the_test_tasks_alone() -> None:
         ({"stream": None}, "at least one train, validation and test task"),
         ({"test_meshes": [0.5, 0.5]}, "test_meshes holds a value twice"),
         ({"seeds": []}, "without seeds nothing is trained"),
+        ({"stream": {"training": {"negate": True}}}, "no use for training.negate: leave it out"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], says: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from dklfm.config.references import AnyBaseline, AnyReference
 from dklfm.config.sections import (
+    STREAM,
     Mesh,
     ModelConfig,
     OperatorConfig,
@@ -19,6 +20,7 @@ from dklfm.config.sections import (
     StreamModel,
     TasksConfig,
     TrainingConfig,
+    TrainSpec,
 )
 from dklfm.settings import Section
 from dklfm.systems import SYSTEMS, System
@@ -45,6 +47,11 @@ class StreamedConfig(Section):
 
     model: StreamModel = OperatorConfig()
     training: StreamConfig = StreamConfig()
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        TrainSpec(method=STREAM, model=self.model, training=self.training)
+        return self
 
 
 def mesh_label(mesh: float | Mesh) -> str:

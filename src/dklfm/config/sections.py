@@ -292,6 +292,18 @@ class TrainSpec(Section):
         return section.model_validate(value)
 
     @model_validator(mode="after")
+    def _nothing_unheard(self) -> Self:
+        if isinstance(self.model, OperatorConfig):
+            fresh = StreamConfig()
+            for setting in ("least_window", "reflect_axes", "negate", "conditional_weight"):
+                if getattr(self.training, setting) != getattr(fresh, setting):
+                    raise ValueError(
+                        f"the operator has no use for training.{setting}: leave it out, or take "
+                        "model.name: kernel_route"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _whole_meshes(self) -> Self:
         for setting in ("least_points", "least_window"):
             if self.method == "fno" and getattr(self.training, setting) is not None:

@@ -142,14 +142,28 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 
 @app.command()
 @stage
-def infer(model: Folder, tasks: Folder, out: Out, device: Device = "cpu") -> None:
+def infer(
+    model: Folder,
+    tasks: Folder,
+    out: Out,
+    device: Device = "cpu",
+    refine: Annotated[
+        str | None, typer.Option(help="Settings of the refinement by the equation itself, JSON.")
+    ] = None,
+) -> None:
     """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
-    from dklfm.methods import TrainedModel, save_posterior
+    from dklfm.config import RefinementConfig, parse_system, validate
+    from dklfm.methods import Method, Refined, TrainedModel, save_posterior
     from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
 
     card = ModelCard.read(model)
-    posterior = TrainedModel.load(model, device).infer(load_tasks(tasks).to_show())
+    trained = TrainedModel.load(model, device)
+    method: Method = trained
+    if refine is not None:
+        settings: RefinementConfig = validate(RefinementConfig, _read_spec(refine), "--refine")
+        method = Refined(trained, parse_system(card.system, str(model)), settings)
+    posterior = method.infer(load_tasks(tasks).to_show())
     save_posterior(out, posterior, card.system, **card.costs())
 
 

@@ -203,6 +203,21 @@ def test_a_stream_alone_trains_one_model_a_seed_and_tests_it_everywhere() -> Non
     assert judged == {"test", "test@regular9", "test@sigmoid"}
 
 
+def test_refinement_follows_the_streamed_model_where_references_are() -> None:
+    planned = plan(STREAM | {"refine": {"samples": 16}})
+    refined = [e for e in planned.evaluations if e.method == "dklfm_refined"]
+    assert {(e.seed, e.split) for e in refined} == {
+        (e.seed, split)
+        for e in planned.evaluations
+        if e.method == "dklfm_stream"
+        for split in ("test", "test@regular9", "test@sigmoid")
+    }
+    assert all(e.model and e.model.spec["method"] == "dklfm_stream" for e in refined)
+    stored = plan({"refine": {}})
+    models = [e.model for e in stored.evaluations if e.method == "dklfm_refined"]
+    assert [model and model.spec["method"] for model in models] == ["dklfm", "dklfm"]
+
+
 def test_a_stream_beside_stored_tasks_leaves_their_model_where_it_was() -> None:
     both = plan({"stream": {}})
     assert set(plan().stages("model")) < set(both.stages("model"))
@@ -228,6 +243,15 @@ def test_another_system_or_mesh_changes_the_test_tasks_alone() -> None:
         ({"stream": None}, "at least one train, validation and test task"),
         ({"test_meshes": [0.5, 0.5]}, "test_meshes holds a value twice"),
         ({"seeds": []}, "without seeds nothing is trained"),
+        (
+            {
+                "refine": {},
+                "system": {"name": "lotka_volterra"},
+                "test_systems": {},
+                "references_on": ["test"],
+            },
+            "refine: lotka_volterra is no ordinary",
+        ),
         ({"stream": {"training": {"negate": True}}}, "no use for training.negate: leave it out"),
     ],
 )

@@ -67,6 +67,7 @@ def config(folder: Path, epochs: int = 2) -> dict[str, Any]:
                 "test_systems": {"one_gene": {"genes": 1}},
                 "references": [{"name": "mechanistic", "tasks": 2, "samples": 64}],
                 "references_on": ["test", "test@one_gene"],
+                "refine": {"samples": 16},
             },
             "fitted": {
                 "system": {"name": "transcription", "steps": 100},

@@ -57,6 +57,12 @@ def drawn(wildcards):
     return [product(stage) for stage in STAGES["figure"][wildcards.name].parents]
 
 
+def refinement(wildcards):
+    """The option of a posterior that the equation itself refines."""
+    spec = STAGES["posterior"][wildcards.name].spec
+    return ["--refine", canonical_json(spec["refine"])] if "refine" in spec else []
+
+
 def whole(sources):
     """The manifests of folders that a function of wildcards names, and files themselves."""
     return lambda wildcards: [

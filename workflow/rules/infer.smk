@@ -20,9 +20,10 @@ rule infer:
         tasks=lambda wildcards: product(STAGES["posterior"][wildcards.name].parents[1]),
         folder=subpath(output.manifest, parent=True),
         device=CONFIG.device,
+        refine=refinement,
     shell:
         "python -m dklfm infer {params.model:q} {params.tasks:q} {params.folder:q}"
-        " --device {params.device} 2> {log:q}"
+        " --device {params.device} {params.refine:q} 2> {log:q}"
 
 
 rule reference:

@@ -12,6 +12,7 @@ from dklfm.config.references import (
     ExactConfig,
     MechanisticConfig,
     ReferenceConfig,
+    RefinementConfig,
 )
 from dklfm.config.sections import (
     MODEL_SECTIONS,
@@ -59,6 +60,7 @@ __all__ = [
     "PeriodFeaturesConfig",
     "Plan",
     "ReferenceConfig",
+    "RefinementConfig",
     "Stage",
     "StreamConfig",
     "TasksConfig",

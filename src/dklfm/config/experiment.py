@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from dklfm.config.references import AnyBaseline, AnyReference
+from dklfm.config.references import AnyBaseline, AnyReference, RefinementConfig
 from dklfm.config.sections import (
     STREAM,
     Mesh,
@@ -69,7 +69,9 @@ class Experiment(Section):
     experiment of references alone trains nothing and has no ``seeds``. ``stream`` is a model
     trained on fresh tasks throughout; with ``counts.train`` of 0 it is the only one.
     ``test_systems`` are changes of the system under which the models are tested too, such as
-    another number of genes. References fit the tasks of the splits ``references_on``. With
+    another number of genes. References fit the tasks of the splits ``references_on``; there,
+    with ``refine``, the posterior of the streamed model is refined too, or else that of the model
+    of stored tasks. With
     ``prior_from`` the system is first fitted to those measurements (to the ``prior_tasks`` among
     them, or to all), and tasks are simulated from the parameters' posterior. ``curve`` are numbers
     of training tasks that models are trained with too, as many steps as with the experiment's own
@@ -91,6 +93,7 @@ class Experiment(Section):
     baselines: tuple[AnyBaseline, ...] = ()
     references: tuple[AnyReference, ...] = ()
     references_on: tuple[str, ...] = ("test",)
+    refine: RefinementConfig | None = None
     curve: tuple[PositiveInt, ...] = ()
 
     @model_validator(mode="after")
@@ -135,9 +138,20 @@ class Experiment(Section):
                 raise ValueError(
                     f"references_on: there is no split {name!r}; there are {', '.join(self.splits)}"
                 )
+        finite = "coefficients" in self.system.white_shapes()
+        if self.refine and (len(self.system.axes) > 1 or not finite):
+            raise ValueError(
+                f"refine: {self.system.name} is no ordinary differential equation with a Gaussian "
+                "process for its force; leave it out"
+            )
         if not self.seeds:
             trained = ("test_meshes", "test_queries", "datasets", "curve", "baselines")
-            others = any(lists[setting] for setting in trained) or self.test_systems or self.stream
+            others = (
+                any(lists[setting] for setting in trained)
+                or self.test_systems
+                or self.stream
+                or self.refine
+            )
             if others or not self.references:
                 raise ValueError("without seeds nothing is trained: give references, and no others")
         return self

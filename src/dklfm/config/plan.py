@@ -25,7 +25,7 @@ from dklfm.config.sections import (
 )
 from dklfm.systems import System
 
-METHOD = "dklfm"
+METHOD, REFINED = "dklfm", "dklfm_refined"
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,12 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
                     short = Stage("model", name, of_fewer, (tasks,))
                     posterior = Stage("posterior", name, {}, (short, simulated))
                     yield evaluation(method, seed, f"test@{split}", posterior)
+            if experiment.refine is not None and (method, named, spec) == routes[-1]:
+                for split in experiment.references_on:
+                    about = {"refine": resolved(experiment.refine)}
+                    name = f"{named}_refined_seed{seed}_{targets[split].label}"
+                    posterior = Stage("posterior", name, about, (model, targets[split]))
+                    yield evaluation(REFINED, seed, split, posterior)
     for baseline in experiment.baselines:
         method, seed = baseline.name, experiment.seeds[0]
         spec = {

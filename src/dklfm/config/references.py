@@ -70,6 +70,16 @@ class DeepLFMConfig(_Reference):
     learning_rate: PositiveFloat = 0.03
 
 
+class RefinementConfig(Section):
+    """The equation itself, told the prior, from where a trained model's answer leads.
+
+    ``samples`` importance weights of the parameters correct the Laplace approximation around the
+    mode that is found there.
+    """
+
+    samples: PositiveInt = 64
+
+
 class BaselineConfig(Section):
     """A black box trained like the model itself, on the same tasks, with the first seed.
 

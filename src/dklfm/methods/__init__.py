@@ -4,6 +4,7 @@ from dklfm.methods.base import COSTS, Method, Posterior, load_posterior, save_po
 from dklfm.methods.mechanistic import Mechanistic, fit_system
 from dklfm.methods.reaction_diffusion import ExactReactionDiffusion, MechanisticReactionDiffusion
 from dklfm.methods.references import reference
+from dklfm.methods.refined import Refined
 from dklfm.methods.single import TaskMethod, TaskPosterior, fit_each
 from dklfm.methods.trained import TrainedModel
 from dklfm.methods.transcription import ExactTranscription
@@ -16,6 +17,7 @@ __all__ = [
     "MechanisticReactionDiffusion",
     "Method",
     "Posterior",
+    "Refined",
     "TaskMethod",
     "TaskPosterior",
     "TrainedModel",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
-from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain
+from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain, tempered
 from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -37,9 +37,8 @@ _DIFFERENCE = 1e-4
 _MODES = 2
 _MODE_ITERATIONS = 40
 _FORCE_ITERATIONS = 8
-_TOLERANCE = 1e-2
-"""An energy, in nats, is minimal when a step lowers it by less."""
-_BATCH = 64
+_BATCH = 32
+"""Sets of unknowns at once: what these need fits a processor's cache."""
 _NEGLIGIBLE = 1e-4
 """Share of the largest weight below which a sample's moments are not worth computing."""
 
@@ -60,11 +59,24 @@ class Mechanistic:
         known = true_parameters(self.system, task) if self.name.endswith("_known") else {}
         problem = Problem(self.system, task, known)
         rng = np.random.default_rng(0)  # the same for every task
-        mode = find_mode(problem, rng, self.config.starts)
+        return self.around(problem, find_mode(problem, rng, self.config.starts), rng)
+
+    def around(
+        self, problem: Problem, mode: Mode, rng: np.random.Generator, least: float = 0.0
+    ) -> TaskPosterior:
+        """The posterior of a problem whose mode has been found.
+
+        Args:
+            problem: a task's.
+            mode: of its posterior.
+            rng: the source of randomness.
+            least: share of the samples that the effective size must not fall below
+                (:func:`dklfm.methods.sampling.tempered`).
+        """
         if not problem.parameters:
             (known_fit,) = problem.conditionals(mode.theta[None], mode.z[None])
             return known_fit
-        sample = self._sample(problem, mode, rng)
+        sample = tempered(self._sample(problem, mode, rng), least)
         heavy = sample.weights > _NEGLIGIBLE * sample.weights.max()
         fits = problem.conditionals(sample.theta[heavy], sample.extra[heavy])
         found = mixture(fits, sample.weights[heavy] / sample.weights[heavy].sum())
@@ -131,15 +143,21 @@ class Linear(NamedTuple):
 
 
 class Problem:
-    """One task's observations, and what values of its unknowns imply."""
+    """One task's observations, and what values of its unknowns imply.
 
-    def __init__(self, system: System, task: Tasks, known: Mapping[str, Array]) -> None:
+    An energy, in nats, is taken for minimal when a step lowers it by less than ``tolerance``.
+    """
+
+    def __init__(
+        self, system: System, task: Tasks, known: Mapping[str, Array], tolerance: float = 1e-2
+    ) -> None:
+        self.tolerance = tolerance
         require_noise(task, "mechanistic inference")
+        self.system, self.known = system.surrogate(), known
         try:
-            self.all_shapes = system.white_shapes()
+            self.all_shapes = self.system.white_shapes()
         except NotImplementedError as error:
             raise DataError(f"{system.name} has no mechanistic reference: {error}") from None
-        self.system, self.known = system.coarse(), known
         self.force_shape = self.all_shapes.get(_FORCE, (0,))
         self.coefficients = int(np.prod(self.force_shape))
         self.shapes = {k: s for k, s in self.all_shapes.items() if k != _FORCE and k not in known}
@@ -222,6 +240,11 @@ class Problem:
 
     def maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         """The most probable z of each θ, and log p(θ, y) by Laplace's approximation there."""
+        parts = [self._maximise_force(batch, mode) for batch in _batches(theta)]
+        z, values = zip(*parts, strict=True)
+        return np.concatenate(z), np.concatenate(values)
+
+    def _maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         n = self.parameters
         # Where the joint Laplace approximation expects the force, given θ.
         slope = np.linalg.solve(mode.hessian[n:, n:], mode.hessian[n:, :n])
@@ -230,13 +253,12 @@ class Problem:
         rest = self.energy(theta, np.broadcast_to(mode.z, z.shape))
         z = np.where((energy < rest)[:, None], z, mode.z)
         energy = np.minimum(energy, rest)
+        hessian = np.empty((*z.shape, z.shape[1]))
         active = np.arange(len(theta))
         for _ in range(_FORCE_ITERATIONS if self.coefficients else 0):
             linear = self.linearise(theta[active], z[active])
-            step = np.linalg.solve(
-                _hessian(linear.residual_gradient),
-                _gradient(z[active], linear)[..., None],
-            )[..., 0]
+            hessian[active] = _hessian(linear.residual_gradient)
+            step = np.linalg.solve(hessian[active], _gradient(z[active], linear)[..., None])[..., 0]
             gain = np.zeros(len(active))
             for share in (1.0, 0.3, 0.1):
                 left = np.flatnonzero(gain <= 0)
@@ -248,16 +270,15 @@ class Problem:
                 gain[left] = energy[chosen] - new
                 better = gain[left] > 0
                 z[chosen[better]], energy[chosen[better]] = candidate[better], new[better]
-            active = active[gain > _TOLERANCE]
+            active = active[gain > self.tolerance]
             if not len(active):
                 break
-        hessian = _hessian(self.linearise(theta, z).residual_gradient)
         return z, -energy - 0.5 * np.linalg.slogdet(hessian)[1]
 
     def conditionals(self, theta: Array, z: Array) -> list[TaskPosterior]:
         """Laplace approximations of p(z | θ, y) at its modes, one a θ."""
-        batches = (slice(i, i + _BATCH) for i in range(0, len(theta), _BATCH))
-        return [fit for batch in batches for fit in self._conditionals(theta[batch], z[batch])]
+        parts = zip(_batches(theta), _batches(z), strict=True)
+        return [fit for part in parts for fit in self._conditionals(*part)]
 
     def _conditionals(self, theta: Array, z: Array) -> Iterator[TaskPosterior]:
         linear = self.linearise(theta, z, queries=True)
@@ -276,6 +297,10 @@ class Problem:
         return (TaskPosterior(*parts) for parts in zip(*moments, strict=True))
 
 
+def _batches(rows: Array) -> list[Array]:
+    return [rows[i : i + _BATCH] for i in range(0, max(len(rows), 1), _BATCH)]
+
+
 def _hessian(residual_gradient: Array) -> Array:
     identity = np.eye(residual_gradient.shape[-1])
     return identity + residual_gradient.mT @ residual_gradient
@@ -290,10 +315,10 @@ def find_mode(problem: Problem, rng: np.random.Generator, starts: int) -> Mode:
     sizes = problem.parameters, problem.coefficients
     theta, z = (np.vstack([np.zeros(size), rng.standard_normal((starts, size))]) for size in sizes)
     best = np.argsort(problem.energy(theta, z))[:_MODES]
-    return min((_descend(problem, theta[i], z[i]) for i in best), key=lambda mode: mode.energy)
+    return min((descend(problem, theta[i], z[i]) for i in best), key=lambda mode: mode.energy)
 
 
-def _descend(problem: Problem, theta: Array, z: Array) -> Mode:
+def descend(problem: Problem, theta: Array, z: Array) -> Mode:
     """Levenberg–Marquardt over θ and z; several dampings are tried at once."""
     n = problem.parameters
     v, damping = np.concatenate([theta, z]), 1.0
@@ -315,6 +340,6 @@ def _descend(problem: Problem, theta: Array, z: Array) -> Mode:
         else:
             v = candidates[best]
             damping = max(1e-6, trials[best] if best > 1 else 0.3 * damping)
-        if abs(gain) < _TOLERANCE or damping > 1e12:
+        if abs(gain) < problem.tolerance or damping > 1e12:
             break
     return Mode(v[:n], v[n:], hessian, min(energy, float(energies[best])))

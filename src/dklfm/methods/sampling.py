@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_t
 
@@ -26,7 +27,8 @@ Density = Callable[[Array], tuple[Array, Array]]
 A density is not asked for θ that its coordinates refuse.
 """
 
-_ROUNDS = 4
+_MOST_ROUNDS, _LEAST_ROUND = 4, 32
+"""As many rounds of adaptation as leave each so many draws."""
 _DEGREES_OF_FREEDOM = 15
 _TEMPER = 0.6
 """Power on the weights that the proposal adapts to: fewer samples dominate it."""
@@ -58,6 +60,28 @@ class Sample(NamedTuple):
     extra: Array
     weights: Array
     effective_size: float
+
+
+def tempered(sample: Sample, least: float) -> Sample:
+    """The sample with its weights raised to the highest power ≤ 1 that leaves them even enough.
+
+    Few draws with uneven weights are noise; flatter weights trade it for some of the proposal's
+    bias (Koblents & Míguez, Statistics and Computing 2015).
+
+    Args:
+        sample: of importance sampling.
+        least: effective size to keep, as a share of the number of draws.
+    """
+    goal = least * len(sample.weights)
+    logs = np.log(np.maximum(sample.weights, np.finfo(float).tiny))
+
+    def excess(power: float) -> float:
+        return 1 / float(np.square(softmax(power * logs)).sum()) - goal
+
+    if excess(1.0) >= 0:
+        return sample
+    weights = softmax(brentq(excess, 0.0, 1.0) * logs)
+    return sample._replace(weights=weights, effective_size=goal)
 
 
 @dataclass(frozen=True)
@@ -131,10 +155,11 @@ def importance(
     first = scale = slope[:, None] * covariance * slope
     proposals = []
     phi, theta, extra, values = [], [], [], []
-    for _ in range(_ROUNDS):
+    rounds = min(_MOST_ROUNDS, max(1, count // _LEAST_ROUND))
+    for _ in range(rounds):
         proposal = multivariate_t(centre, (scale + scale.T) / 2, df=_DEGREES_OF_FREEDOM, seed=rng)
         proposals.append(proposal)
-        drawn = proposal.rvs(count // _ROUNDS).reshape(-1, size)
+        drawn = proposal.rvs(count // rounds).reshape(-1, size)
         found = coordinates.theta(drawn)
         inside = np.isfinite(found).all(1)
         phi.append(drawn[inside])

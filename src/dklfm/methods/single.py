@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dklfm.artifacts import write_atomically
 from dklfm.errors import DataError
@@ -122,6 +122,11 @@ def fit_each(method: TaskMethod, tasks: Tasks, kept: Path | None = None) -> Post
                 _save(path, *found)
         fits.append(found[0])
         seconds.append(found[1])
+    return gathered(tasks, fits, seconds)
+
+
+def gathered(tasks: Tasks, fits: Sequence[TaskPosterior], seconds: ArrayLike) -> Posterior:
+    """The posterior of all tasks from that of each and the CPU seconds that it took."""
 
     def both(mean: str, variance: str) -> tuple[Array, Array]:
         return (
@@ -133,7 +138,7 @@ def fit_each(method: TaskMethod, tasks: Tasks, kept: Path | None = None) -> Post
         tasks,
         None if fits[0].force_mean is None else both("force_mean", "force_variance"),
         both("output_mean", "output_variance"),
-        np.array(seconds),
+        np.asarray(seconds),
     )
     if fits[0].effective_sample_size is None:
         return posterior

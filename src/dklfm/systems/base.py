@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dklfm.errors import DataError
 from dklfm.settings import Section
 
 Array = NDArray[np.float64]
@@ -181,8 +182,21 @@ class System(Section, ABC):
             gradient(up.outputs, down.outputs),
         )
 
-    def coarse(self) -> System:
-        """The same system, solved no more accurately than inference from noisy outputs needs."""
+    def with_outputs(self, count: int) -> System:
+        """The same law of another number of outputs.
+
+        Raises:
+            DataError: if the system has none.
+        """
+        if count != len(self.outputs):
+            raise DataError(f"{self.name} has {len(self.outputs)} outputs, not {count}")
+        return self
+
+    def surrogate(self) -> System:
+        """The same law, solved no more accurately than inference from noisy outputs needs.
+
+        Its draws may have other coefficients of the force.
+        """
         return self
 
     @abstractmethod

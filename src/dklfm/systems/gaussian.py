@@ -48,25 +48,11 @@ def interpolation_weights(coefficients: Array, nodes: Array, lengthscale: Array)
     Returns:
         ``task x node`` weights.
     """
-    vectors, scale = _inverse_root(nodes, lengthscale)
-    rotated = np.einsum("tij,ti->tj", vectors, coefficients)
-    return np.einsum("tij,tj->ti", vectors, scale * rotated)
-
-
-def interpolation_root(nodes: Array, lengthscale: Array) -> Array:
-    """K^{-1/2} over the nodes, ``task x node x node``."""
-    vectors, scale = _inverse_root(nodes, lengthscale)
-    return (vectors * scale[:, None]) @ vectors.mT
-
-
-def _inverse_root(nodes: Array, lengthscale: Array) -> tuple[Array, Array]:
-    """Eigenvectors of K and its eigenvalues to the power −1/2, for each task."""
-    # Inference solves many tasks of one lengthscale at once.
-    distinct, which = np.unique(lengthscale, return_inverse=True)
-    values, vectors = np.linalg.eigh(rbf(nodes, nodes, distinct))
+    values, vectors = np.linalg.eigh(rbf(nodes, nodes, lengthscale))
     keep = values > _CUTOFF * values[:, -1:]
     scale = np.where(keep, 1 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
-    return vectors[which], scale[which]
+    rotated = np.einsum("tij,ti->tj", vectors, coefficients)
+    return np.einsum("tij,tj->ti", vectors, scale * rotated)
 
 
 def evaluate(weights: Array, nodes: Array, lengthscale: Array, x: Array) -> Array:

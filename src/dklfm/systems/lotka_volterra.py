@@ -79,7 +79,7 @@ class LotkaVolterra(System):
             for name in _PARAMETERS
         }
 
-    def coarse(self) -> LotkaVolterra:
+    def surrogate(self) -> LotkaVolterra:
         return self.model_copy(update={"step": max(self.step, 0.04)})
 
     def solve(self, draws: Draw, x: Array) -> Solution:

@@ -11,19 +11,17 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 from scipy.special import ndtr
 
+from dklfm.errors import DataError
 from dklfm.resources import resource_path
 from dklfm.settings import Distribution, Section, Uniform, positive
 from dklfm.systems import gaussian
-from dklfm.systems.base import Array, Axis, Draw, Linearisation, Solution, System
+from dklfm.systems.base import Array, Axis, Draw, Solution, System
 from dklfm.systems.ode import Trajectory, rk4
 
 GENES = ("DDB2", "BIK", "TNFRSF10B", "CDKN1A", "SESN1")
 _PARAMETERS = ("basal", "sensitivity", "decay")
 _ESTIMATES = "p53/parameters.csv"
 _REFERENCE = "moss2021"
-_DIFFERENCE = 1e-5
-"""Step of the response's numerical derivative."""
-
 RESPONSES: dict[str, Callable[[Array], Array]] = {
     "identity": lambda f: f,
     "softplus": lambda f: np.logaddexp(0.0, f),
@@ -265,8 +263,20 @@ class Transcription(System):
         )
         return self.model_copy(update={"prior": prior})
 
-    def coarse(self) -> Transcription:
-        return self.model_copy(update={"steps": min(self.steps, 64)})
+    def with_outputs(self, count: int) -> Transcription:
+        if count == self.genes:
+            return self
+        if not self.prior.any_genes:
+            raise DataError(
+                f"the prior {self.prior.name} is of the {len(GENES)} p53 targets, not of {count} "
+                "genes"
+            )
+        return self.model_copy(update={"genes": count})
+
+    def surrogate(self) -> Transcription:
+        from dklfm.systems.transcription_surrogate import TranscriptionSurrogate
+
+        return TranscriptionSurrogate.model_validate(self.model_dump())
 
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Integrate by Runge–Kutta on a uniform grid; times outside [0, duration] are refused.
@@ -278,26 +288,8 @@ class Transcription(System):
         nodes, lengthscale = self._nodes(), draws["lengthscale"]
         weights = gaussian.interpolation_weights(draws["coefficients"], nodes, lengthscale)
         drive = self.activity(gaussian.evaluate(weights, nodes, lengthscale, self._grid()))
-        outputs = self._respond(draws["basal"], drive[..., None], draws)(times)
+        outputs = self._respond(drive, draws)(times)
         return Solution(gaussian.evaluate(weights, nodes, lengthscale, times), outputs)
-
-    def linearise(self, draws: Draw, x: Array) -> Linearisation:
-        """By the linear equations that the derivatives of the outputs obey themselves."""
-        times, grid = self._times(x), self._grid()
-        nodes, lengthscale = self._nodes(), draws["lengthscale"]
-        root = gaussian.interpolation_root(nodes, lengthscale)
-        at_grid = gaussian.rbf(grid[None], nodes[None], lengthscale) @ root
-        at_times = gaussian.rbf(times, nodes[None], lengthscale) @ root
-        coefficients = draws["coefficients"][..., None]
-        force = (at_grid @ coefficients)[..., 0]
-        slope = self.activity(force + 0.5 * _DIFFERENCE) - self.activity(force - 0.5 * _DIFFERENCE)
-        drives = (slope / _DIFFERENCE)[..., None] * at_grid  # task time coefficient
-        rest = np.zeros((len(times), self.genes, drives.shape[-1]))
-        gradient = self._respond(rest, drives, draws)(times).reshape(*rest.shape, -1)
-        outputs = self._respond(draws["basal"], self.activity(force)[..., None], draws)(times)
-        return Linearisation(
-            (at_times @ coefficients)[..., 0], outputs, at_times, np.moveaxis(gradient, 2, 3)
-        )
 
     def _times(self, x: Array) -> Array:
         times = x[..., 0]
@@ -309,25 +301,13 @@ class Transcription(System):
         """Where Runge–Kutta needs the force: the grid points and their midpoints."""
         return np.linspace(0.0, self.duration, 2 * self.steps + 1)
 
-    def _respond(self, basal: Array, drive: Array, draws: Draw) -> Trajectory:
-        """dy/dt = b + s·drive − d·y from y = b/d.
-
-        Args:
-            basal: ``task x gene`` rates b, or ``task x gene x drive``.
-            drive: ``task x time x drive`` values on the grid.
-            draws: parameters ``sensitivity`` and ``decay``.
-
-        Returns:
-            A trajectory of ``gene x drive`` states, flattened.
-        """
+    def _respond(self, drive: Array, draws: Draw) -> Trajectory:
+        """Of ``gene`` states to G(f), ``task x time`` on the grid."""
         half_step = self.duration / (2 * self.steps)
-        shape = (*draws["decay"].shape, drive.shape[-1])
-        rates = {name: draws[name][..., None] for name in ("sensitivity", "decay")}
-        rates["basal"] = np.atleast_3d(basal)
-
-        def rhs(t: float, y: Array) -> Array:
-            dy = self.rate(y.reshape(shape), drive[:, round(t / half_step), None], rates)
-            return dy.reshape(len(y), -1)
-
-        initial = np.broadcast_to(self.initial(rates), shape).reshape(shape[0], -1)
-        return rk4(rhs, initial, 0.0, self.duration, self.steps)
+        return rk4(
+            lambda t, y: self.rate(y, drive[:, round(t / half_step), None], draws),
+            self.initial(draws),
+            0.0,
+            self.duration,
+            self.steps,
+        )

@@ -1,0 +1,75 @@
+"""Refinement of a trained model's answer against the exact posterior, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dklfm.config import RefinementConfig, TrainSpec, validate
+from dklfm.errors import DataError
+from dklfm.methods import ExactTranscription, Refined, TrainedModel, fit_each
+from dklfm.methods.sampling import Sample, tempered
+from dklfm.model import Scale
+from dklfm.model.build import build_model
+from dklfm.systems import System
+from dklfm.tasks import Tasks
+from tests.methods.test_mechanistic import tasks_of
+
+SETTLED: dict[str, Any] = {
+    "name": "transcription",
+    "response": "identity",
+    "prior": {"name": "lognormal", "spread": 0.001},
+    "lengthscale": {"name": "uniform", "low": 1.999, "high": 2.001},
+}
+
+
+def untrained(system: System, tasks: Tasks) -> TrainedModel:
+    """What it answers is noise; it knows the tasks' scale."""
+    section = {"name": "operator", "nodes": 8, "width": 16, "layers": 1, "heads": 2}
+    about = validate(TrainSpec, {"method": "dklfm_stream", "model": section}, "test")
+    torch.manual_seed(0)
+    model = build_model(about, axes=1, outputs=len(system.outputs)).eval()
+    return TrainedModel(model, Scale.of(tasks))
+
+
+def test_where_only_the_force_is_unknown_it_gives_the_exact_posterior_from_any_start() -> None:
+    system, tasks = tasks_of(SETTLED, 2)
+    exact = fit_each(ExactTranscription(system), tasks)
+    start = untrained(system, tasks)
+    found = Refined(start, system, RefinementConfig(samples=32)).infer(tasks)
+    assert np.abs(start.infer(tasks)["force_mean"] - exact["force_mean"]).max() > 0.5
+    for name in ("force_mean", "force_sd", "output_mean", "output_query_sd"):
+        np.testing.assert_allclose(found[name], exact[name], atol=0.02)
+    assert (found["cpu_seconds"] > 0).all()
+
+
+def test_another_number_of_genes_is_refined_if_their_law_is_known() -> None:
+    lognormal = {"name": "transcription", "prior": {"name": "lognormal", "spread": 0.3}}
+    system, tasks = tasks_of(lognormal | {"genes": 2}, 1)
+    start = untrained(system, tasks)
+    five, _ = tasks_of(lognormal, 1)
+    found = Refined(start, five, RefinementConfig(samples=16)).infer(tasks)
+    assert np.isfinite(found["force_sd"]).all()
+    only_five, _ = tasks_of({"name": "transcription", "prior": {"name": "sensitivity"}}, 1)
+    with pytest.raises(DataError, match="not of 2 genes"):
+        Refined(start, only_five, RefinementConfig()).infer(tasks)
+
+
+def test_a_force_without_coefficients_is_refused() -> None:
+    system, tasks = tasks_of({"name": "lotka_volterra"}, 1)
+    with pytest.raises(DataError, match="refinement is not made for lotka_volterra"):
+        Refined(untrained(system, tasks), system, RefinementConfig()).infer(tasks)
+
+
+def test_weights_are_flattened_as_little_as_needed() -> None:
+    weights = np.array([0.9, 0.06, 0.03, 0.01])
+    sample = Sample(np.zeros((4, 1)), np.zeros(4), weights, 1 / np.square(weights).sum())
+    flat = tempered(sample, 0.5)
+    assert flat.effective_size == pytest.approx(2.0)
+    assert 1 / np.square(flat.weights).sum() == pytest.approx(2.0, rel=1e-6)
+    powers = np.diff(np.log(flat.weights)) / np.diff(np.log(weights))
+    np.testing.assert_allclose(powers, powers[0])
+    assert tempered(sample, 0.25) is sample

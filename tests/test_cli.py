@@ -230,8 +230,7 @@ def test_missing_weights_are_named(model_folder: Path, store: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("1,DDB2,2,2.0,0.1", "row 4: output 'DDB2' of replicate '1' repeats a time"),
-        ("1,DDB2,1,2.0,0.1", "row 4: output 'DDB2' of replicate '1' goes back in time"),
+        ("1,DDB2,2,2.0,0.1", "rows 3 and 4: output 'DDB2' at time 2 has two values"),
         ("1,DDB2,4,high,0.1", "row 4, column 'value': 'high' is not a number"),
     ],
 )

@@ -11,7 +11,7 @@ import xarray as xr
 from dklfm.errors import DataError
 from dklfm.resources import resource_path
 from dklfm.tasks.schema import SPLITS, Tasks
-from dklfm.tasks.tables import read_table, tasks_from_table
+from dklfm.tasks.tables import read_table, table_from_dataframe, tasks_from_table
 
 _TYPICAL_OUTPUT_SD = 0.15
 """Median standard deviation of a reaction–diffusion output under the default prior."""
@@ -24,7 +24,7 @@ def _p53(processing: str) -> Tasks:
     replicate), ``reference_barenco`` the activity that Barenco et al. inferred.
     """
     path = resource_path(f"p53/expression_{processing}.csv")
-    tasks = tasks_from_table(read_table(path), path.name)
+    tasks = tasks_from_table(read_table(path))
     activity = pd.read_csv(resource_path("p53/activity.csv"), dtype={"replicate": str})
     times = tasks["x"][..., 0]
     references = {}
@@ -49,7 +49,7 @@ def _hare_lynx() -> Tasks:
             "replicate": "1900-1920",
         }
     )
-    tasks = tasks_from_table(table, "pelts.csv")
+    tasks = tasks_from_table(table_from_dataframe(table))
     lynx = pelts["lynx"].to_numpy(dtype=float)[None]
     axis = xr.DataArray(["time"], dims="axis", attrs={"unit": ["years since 1900"]})
     data = tasks.data.assign(reference_lynx=(("task", "point"), lynx))

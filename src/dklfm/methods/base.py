@@ -33,6 +33,7 @@ class Posterior:
 
     A method that infers no force, or no outputs, leaves their variables out. ``cpu_seconds``
     (task) is what inference took; the attributes COSTS are what the method had spent before.
+    Some methods add what they know beside: see there.
     """
 
     data: xr.Dataset

@@ -31,7 +31,11 @@ from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
+Anchors = Mapping[tuple[str, int], float]
+"""Parameters that are known, by their name and output."""
 _FORCE = "coefficients"
+_ANCHOR_SD = 0.01
+"""Of the logarithm of an anchored parameter."""
 _DIFFERENCE = 1e-4
 """Step of central differences by θ, in prior standard deviations."""
 _MODES = 2
@@ -149,9 +153,14 @@ class Problem:
     """
 
     def __init__(
-        self, system: System, task: Tasks, known: Mapping[str, Array], tolerance: float = 1e-2
+        self,
+        system: System,
+        task: Tasks,
+        known: Mapping[str, Array],
+        tolerance: float = 1e-2,
+        anchors: Anchors | None = None,
     ) -> None:
-        self.tolerance = tolerance
+        self.tolerance, self.anchors = tolerance, anchors or {}
         require_noise(task, "mechanistic inference")
         self.system, self.known = system.surrogate(), known
         try:
@@ -188,13 +197,20 @@ class Problem:
         draws = self.draws(theta, np.zeros((len(theta), self.coefficients)))
         return np.hstack([draws[name].reshape(len(theta), -1) for name in self.shapes])
 
-    def _residual(self, outputs: Array) -> Array:
-        return ((outputs[..., : self.points] - self.y) / self.sd)[:, self.observed]
+    def _residual(self, draws: Mapping[str, Array], outputs: Array) -> Array:
+        """Of the observations and, as of observations too, of the anchors."""
+        seen = ((outputs[..., : self.points] - self.y) / self.sd)[:, self.observed]
+        apart = [
+            np.log(draws[name][:, [j]] / value) / _ANCHOR_SD
+            for (name, j), value in self.anchors.items()
+        ]
+        return np.hstack([seen, *apart]) if apart else seen
 
     def residual(self, theta: Array, z: Array) -> Array:
         """(h − y)/σ at the observed points, ``set x observation``."""
         x = np.broadcast_to(self.x[: self.points], (len(theta), self.points, self.x.shape[1]))
-        return self._residual(self.system.solve(self.draws(theta, z), x).outputs)
+        draws = self.draws(theta, z)
+        return self._residual(draws, self.system.solve(draws, x).outputs)
 
     def energy(self, theta: Array, z: Array) -> Array:
         """−log p(θ, z, y) up to a constant, ``set``."""
@@ -215,12 +231,12 @@ class Problem:
         else:
             found = self.system.linearise(draws, x)
             force_gradient, output_gradient = found.force_gradient, found.output_gradient
-        scaled = output_gradient[..., : self.points, :] / self.sd[..., None]
+        scaled = (output_gradient[..., : self.points, :] / self.sd[..., None])[:, self.observed]
         return Linear(
-            self._residual(found.outputs),
+            self._residual(draws, found.outputs),
             found.force[:, self.points :],
             found.outputs,
-            scaled[:, self.observed],
+            np.pad(scaled, ((0, 0), (0, len(self.anchors)), (0, 0))) if self.anchors else scaled,
             force_gradient[:, self.points :],
             output_gradient,
         )

@@ -9,6 +9,7 @@ weights are flattened: most of what weights would still change is not worth thei
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from dklfm.config import MechanisticConfig, RefinementConfig
 from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
-from dklfm.methods.mechanistic import Mechanistic, Problem, descend
+from dklfm.methods.mechanistic import Anchors, Mechanistic, Problem, descend
 from dklfm.methods.single import gathered
 from dklfm.methods.trained import TrainedModel
 from dklfm.progress import progress
@@ -41,8 +42,12 @@ class Refined:
         self.model, self.system = model, system
         self.law = MechanisticConfig(samples=config.samples)
 
-    def infer(self, tasks: Tasks) -> Posterior:
+    def infer(self, tasks: Tasks, anchors: Sequence[Anchors] | None = None) -> Posterior:
         """The posterior of every task.
+
+        Args:
+            tasks: to be inferred.
+            anchors: known parameters of each, if any are.
 
         Raises:
             DataError: if the tasks state no noise, or the system's force is no Gaussian process
@@ -54,7 +59,8 @@ class Refined:
         fits, seconds = [], []
         for i in progress(range(len(tasks)), self.name):
             started = time.process_time()
-            problem = Problem(system, tasks.take([i]), {}, _TOLERANCE)
+            known = anchors[i] if anchors is not None else {}
+            problem = Problem(system, tasks.take([i]), {}, _TOLERANCE, known)
             if not (problem.coefficients and problem.parameters):
                 raise DataError(f"refinement is not made for {system.name}; use mechanistic")
             z = _coefficients(problem, amortised["force_mean"][i], amortised["force_sd"][i])

@@ -8,11 +8,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
-from dklfm.model import Batch, ForceModel, ModelCard, Moments, Scale, choose_device, load_model
+from dklfm.model import (
+    DKLFM,
+    Batch,
+    ForceModel,
+    ModelCard,
+    Moments,
+    OperatorLFM,
+    Scale,
+    Statistics,
+    Trust,
+    choose_device,
+    load_model,
+)
 from dklfm.tasks import Tasks
 
+Array = NDArray[np.float64]
+_MOST_TASKS = 256
 _BATCH_ENTRIES = 20_000_000
 """Matrix entries computed at once: about a gigabyte of float64 work space."""
 
@@ -20,10 +36,17 @@ _BATCH_ENTRIES = 20_000_000
 class TrainedModel:
     """The posterior of a trained model, its force variances calibrated; named as its method."""
 
-    def __init__(self, model: ForceModel, scale: Scale, force_variance_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: ForceModel,
+        scale: Scale,
+        force_variance_factor: float = 1.0,
+        trust: Trust | None = None,
+    ) -> None:
         self.model, self.scale = model, scale
         self.name = model.method
         self.force_variance_factor = force_variance_factor
+        self.trust = trust
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -34,10 +57,17 @@ class TrainedModel:
             DklfmError: if the weights or the device cannot be used.
         """
         model, scale = load_model(folder, choose_device(device))
-        return cls(model, scale, ModelCard.read(folder).force_variance_factor)
+        return cls(model, scale, ModelCard.read(folder).force_variance_factor, Trust.load(folder))
 
-    def infer(self, tasks: Tasks) -> Posterior:
+    def infer(self, tasks: Tasks, joint: bool = False) -> Posterior:
         """The posterior of every task; black boxes give none of the outputs.
+
+        A model that knows what its tasks look like also tells how often such look stranger,
+        ``p_embedding`` and ``p_outputs`` (:mod:`dklfm.model.trust`).
+
+        Args:
+            tasks: to be inferred.
+            joint: also give the covariance of the force over a task's query points.
 
         Raises:
             DataError: if the model cannot take tasks like these.
@@ -47,14 +77,19 @@ class TrainedModel:
         batch = Batch.of(tasks, self.scale)
         outputs, points = batch.y.shape[1:]
         columns = (1 + outputs) * x_all.shape[1]
-        size = max(1, _BATCH_ENTRIES // (outputs * points * (outputs * points + columns)))
+        entries = outputs * points * (outputs * points + columns)
+        size = max(1, min(_MOST_TASKS, _BATCH_ENTRIES // entries))
         parts: list[Moments] = []
+        unlike: list[tuple[Array, Array]] = []
         for i in range(0, len(batch), size):
-            chosen = slice(i, i + size)
-            queries = x_all[chosen].to(self.device)
-            parts.append(self.model.posterior(batch.take(chosen).to(self.device), queries))
+            seen = batch.take(slice(i, i + size)).to(self.device)
+            queries = x_all[i : i + size].to(self.device)
+            found = self._moments(seen, queries, joint)
+            parts.append(found._replace(embedding=None))
+            if self.trust is not None:
+                unlike.append(self.trust.p_values(Statistics.of(seen, found)))
 
-        def gathered(name: str, factor: float, shift: float = 0.0) -> NDArray[np.float64]:
+        def gathered(name: str, factor: float, shift: float = 0.0) -> Array:
             values = torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
             return shift + factor * values
 
@@ -66,4 +101,21 @@ class TrainedModel:
         if parts[0].output_mean is not None:
             output_mean = gathered("output_mean", scale.sd, scale.mean)
             of_outputs = output_mean, np.sqrt(gathered("output_variance", scale.sd**2))
-        return Posterior.of(tasks, force, of_outputs, time.process_time() - started)
+        posterior = Posterior.of(tasks, force, of_outputs, time.process_time() - started)
+        more: dict[str, tuple[tuple[str, ...], Array]] = {}
+        if joint:
+            covariance = gathered("force_covariance", force_scale)[:, points:, points:]
+            more["force_covariance"] = (("task", "query", "other_query"), covariance)
+        if unlike:
+            for name, values in zip(
+                ("embedding", "outputs"), zip(*unlike, strict=True), strict=True
+            ):
+                more[f"p_{name}"] = (("task",), np.concatenate(values))
+        return Posterior(posterior.data.assign(more))
+
+    def _moments(self, batch: Batch, queries: Tensor, joint: bool) -> Moments:
+        if not joint:
+            return self.model.posterior(batch, queries)
+        if not isinstance(self.model, DKLFM | OperatorLFM):
+            raise DataError(f"{self.name} has no joint law of the force")
+        return self.model.posterior(batch, queries, covariance=True)

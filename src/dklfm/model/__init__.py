@@ -7,6 +7,7 @@ from dklfm.model.build import build_model
 from dklfm.model.dklfm import DKLFM, Embedding
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.store import ModelCard, choose_device, load_model, save_model
+from dklfm.model.trust import Statistics, Trust
 
 __all__ = [
     "DKLFM",
@@ -19,6 +20,8 @@ __all__ = [
     "NeuralProcess",
     "OperatorLFM",
     "Scale",
+    "Statistics",
+    "Trust",
     "build_model",
     "choose_device",
     "load_model",

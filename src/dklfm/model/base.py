@@ -21,6 +21,7 @@ class Moments(NamedTuple):
     output_mean: Float[Tensor, "task output query"] | None = None
     output_variance: Float[Tensor, "task output query"] | None = None
     force_covariance: Float[Tensor, "task query query"] | None = None
+    embedding: Float[Tensor, "task size"] | None = None
 
 
 class ForceModel(nn.Module, ABC):

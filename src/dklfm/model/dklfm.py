@@ -206,6 +206,7 @@ class DKLFM(ForceModel):
             mean[:, n:].reshape(outputs),
             variance[:, n:].reshape(outputs),
             of_force.covariance(self.kernel(latent_f, latent_f)) if covariance else None,
+            torch.cat([r.force, masked_mean(r.outputs, batch.mask.any(-1)[..., None], 1)], -1),
         )
 
     @torch.no_grad()

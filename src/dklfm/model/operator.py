@@ -137,6 +137,14 @@ class Law(NamedTuple):
         return sd[..., :, None] * sd[..., None, :] * correlation
 
 
+class Laws(NamedTuple):
+    """Of the force and of the outputs, and a summary of what was seen."""
+
+    force: Law
+    outputs: Law
+    embedding: Float[Tensor, "task size"]
+
+
 class OperatorLFM(ForceModel):
     """The model; see the module's docstring."""
 
@@ -163,7 +171,7 @@ class OperatorLFM(ForceModel):
             nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, 1 + 2 * axes)
         )
 
-    def law(self, context: Batch, x: Tensor) -> tuple[Law, Law]:
+    def laws(self, context: Batch, x: Tensor) -> Laws:
         """Of the force and of the outputs at ``task x query x axis`` points, given observations.
 
         Raises:
@@ -190,9 +198,12 @@ class OperatorLFM(ForceModel):
         unseen = nn.functional.pad(~mask.any(-1), (1, 0), value=False)
         for block in self.blocks:
             values = block(values, unseen)
+        flat = values.flatten(2, -2)
+        overall = masked_mean(flat[:, 1:].mean(2), mask.any(-1)[..., None], 1)
+        embedding = torch.cat([flat[:, 0].mean(1), overall], -1)
         weights = spline_weights(self.nodes, x)[:, None]  # task 1 query node
         at_points = self.position(x)[:, None].expand(-1, values.shape[1], -1, -1)
-        inputs = torch.cat([weights @ values.flatten(2, -2), at_points], -1)
+        inputs = torch.cat([weights @ flat, at_points], -1)
         smooth = (weights @ torch.stack([mean, log_sd], -1)).unbind(-1)
         terms = weights @ torch.cat([mean[..., None], slopes, curvatures], -1)
         read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
@@ -205,7 +216,7 @@ class OperatorLFM(ForceModel):
             scale.log() + smooth[1] + log_ratio,
             coordinates,
         )
-        return of_force, of_outputs
+        return Laws(of_force, of_outputs, embedding)
 
     def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
         """Marginal densities of the true force and outputs at their points, given observations.
@@ -219,7 +230,7 @@ class OperatorLFM(ForceModel):
         """
         if batch.f is None or context is None:
             raise ValueError("training needs a force, and observations apart from the truth")
-        force, outputs = self.law(context, batch.x)
+        force, outputs, _ = self.laws(context, batch.x)
         real = batch.mask.any(1)
         of_force = _log_density(batch.f, force.mean[:, 0], force.log_sd[:, 0]) * real
         of_outputs = _log_density(batch.y, outputs.mean, outputs.log_sd) * batch.mask
@@ -237,7 +248,7 @@ class OperatorLFM(ForceModel):
         ``conditional_weight`` is not looked at.
         """
         assert batch.f is not None
-        force, outputs = self.law(context, batch.x)
+        force, outputs, _ = self.laws(context, batch.x)
         error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
         marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
         loss = (marginal * log_sd.detach().exp()).mean()
@@ -252,11 +263,12 @@ class OperatorLFM(ForceModel):
 
     @torch.no_grad()
     def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
-        force, outputs = self.law(batch, x_query)
+        force, outputs, embedding = self.laws(batch, x_query)
         return Moments(
             force.mean[:, 0].double(),
             (2 * force.log_sd[:, 0].double()).exp(),
             outputs.mean.double(),
             (2 * outputs.log_sd.double()).exp(),
             force.covariance()[:, 0] if covariance else None,
+            embedding,
         )

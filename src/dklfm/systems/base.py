@@ -92,6 +92,11 @@ class System(Section, ABC):
         """The prior's name as it stands beside every score."""
         return "default"
 
+    @property
+    def scale_note(self) -> str:
+        """Which scale of the force no data can tell, a sentence without its full stop."""
+        return "the force is in standard deviations of its prior"
+
     def activity(self, force: Array) -> Array:
         """The non-negative or physical quantity that a force stands for; itself by default."""
         return force

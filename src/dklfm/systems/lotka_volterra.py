@@ -68,6 +68,13 @@ class LotkaVolterra(System):
             raise NotImplementedError("the state is given at time 0, which is not the start")
         return parameters["prey0"]
 
+    @property
+    def scale_note(self) -> str:
+        return (
+            "the force is the predator in units in which rates have their prior; the prey tell its "
+            "shape and timing, not its unit"
+        )
+
     def white_shapes(self) -> dict[str, tuple[int, ...]]:
         priors = ((name, getattr(self, name)) for name in _PARAMETERS)
         return {name: () for name, prior in priors if not isinstance(prior, Constant)}

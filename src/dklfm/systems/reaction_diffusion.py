@@ -50,6 +50,13 @@ class ReactionDiffusion(System):
         return (Axis("x", "", 0.0, 1.0), Axis("t", "", 0.0, 1.0))
 
     @property
+    def scale_note(self) -> str:
+        return (
+            "the force is in standard deviations of its prior; its scale trades with the rate of "
+            "production, which the data do not tell"
+        )
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return ("protein",)
 

@@ -222,6 +222,14 @@ class Transcription(System):
     def prior_label(self) -> str:
         return self.prior.label
 
+    @property
+    def scale_note(self) -> str:
+        return (
+            "the force is in standard deviations of its prior; the data tell its shape, while its "
+            "scale trades with the sensitivities and comes from their prior, unless an anchor "
+            "(a gene's measured sensitivity) fixes it"
+        )
+
     def activity(self, force: Array) -> Array:
         """G(f), the protein's abundance as the genes feel it."""
         return RESPONSES[self.response](force)

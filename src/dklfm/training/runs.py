@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from dklfm.artifacts import dataset_digest, write_atomically
 from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
 from dklfm.errors import DataError, DklfmError
-from dklfm.model import Batch, ForceModel, Scale, choose_device, save_model
+from dklfm.model import Batch, ForceModel, Scale, Trust, choose_device, save_model
 from dklfm.progress import progress
 from dklfm.tasks import Tasks
 from dklfm.training.stream import StreamTrainer
@@ -27,6 +27,7 @@ from dklfm.training.trainer import Trainer
 log = logging.getLogger(__name__)
 _NORMAL_95 = 1.959964
 _CHECKPOINT_SECONDS = 20.0
+_TRUST_TASKS = 2048
 
 
 def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
@@ -103,6 +104,10 @@ def run(
     history = pd.DataFrame(trainer.history)
     write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
     factor = calibration_factor(trainer.model, trainer.scale, tasks.split("validation"))
+    if isinstance(trainer, StreamTrainer):
+        trust = Trust.fit(trainer.model, trainer.contexts(_TRUST_TASKS))
+        if trust is not None:
+            trust.save(folder)
     save_model(
         folder,
         trainer.model,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ class StreamTrainer(Trainer):
     @property
     def seen(self) -> int:
         return self.epoch * self.stream.tasks
+
+    def contexts(self, count: int) -> Iterator[Batch]:
+        """Observations of so many tasks that no epoch sees, thinned as in training."""
+        config, batch = self.tasks_config, self.spec.training.batch_size
+        for part in range(math.ceil(count / batch)):
+            if self.stream.meshes:
+                mesh = self.stream.meshes[part % len(self.stream.meshes)]
+                config = config.model_copy(update={"mesh": mesh})
+            last = (2 + self.spec.seed) * _STREAM_STRIDE - 1
+            indices = last - part * batch - np.arange(batch)
+            codes = np.zeros(batch, dtype=np.int8)
+            arrays = simulate(self.system, config, codes, indices)
+            pair = self._pair(assemble(self.system, codes, arrays))
+            yield self._augmented(*pair)[1]
 
     def _epoch_tasks(self) -> tuple[Batch, Batch]:
         return self._pair(self._simulated(self.epoch))

@@ -1,0 +1,189 @@
+"""What inference gives: moments, samples, tables, a figure, and what to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dklfm.errors import DataError
+from dklfm.methods import Posterior
+from dklfm.model.trust import unlike
+from dklfm.systems import System
+from dklfm.tasks import Tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+_NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The posterior of measured tasks, in their own units of time and of the outputs.
+
+    Attributes:
+        tasks: what was observed, and where the posterior is.
+        posterior: its moments.
+        system: the equation and prior behind it.
+        inputs: the names of the inputs, ``time`` or ``position`` and ``time``.
+        notes: what was done to the observations, a sentence each.
+    """
+
+    tasks: Tasks
+    posterior: Posterior
+    system: System
+    inputs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def force(self) -> xr.Dataset:
+        """``mean``, ``sd``, ``lower95`` and ``upper95`` of the force, ``task x query``."""
+        return self._bands("force")
+
+    @property
+    def outputs(self) -> xr.Dataset:
+        """The same of the noise-free outputs, ``task x output x query``.
+
+        Raises:
+            DataError: if the model infers no outputs.
+        """
+        if "output_query_mean" not in self.posterior.data:
+            raise DataError("this model infers no outputs")
+        return self._bands("output_query")
+
+    def _bands(self, quantity: str) -> xr.Dataset:
+        mean, sd = (self.posterior.data[f"{quantity}_{moment}"] for moment in ("mean", "sd"))
+        half = _NORMAL_95 * sd
+        bands = xr.Dataset({"mean": mean, "sd": sd, "lower95": mean - half, "upper95": mean + half})
+        places = {
+            name: (("task", "query"), self.tasks["x_query"][..., i])
+            for i, name in enumerate(self.inputs)
+        }
+        return bands.assign_coords(places)
+
+    @property
+    def strange(self) -> NDArray[np.bool_]:
+        """Which tasks look unlike all that the model was trained on, ``task``."""
+        if "p_embedding" not in self.posterior.data:
+            return np.zeros(len(self.tasks), dtype=bool)
+        return unlike(self.posterior["p_embedding"], self.posterior["p_outputs"])
+
+    def sample(self, count: int, seed: int = 0) -> xr.DataArray:
+        """Draws of the force, ``sample x task x query``.
+
+        Raises:
+            DataError: if the joint covariance was not kept; ask for it with ``joint``.
+        """
+        if "force_covariance" not in self.posterior.data:
+            raise DataError("samples need the joint covariance: infer with joint=True, not refined")
+        covariance = self.posterior["force_covariance"]
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.clip(values, 0, None))[:, None]
+        white = np.random.default_rng(seed).standard_normal((count, *covariance.shape[:2]))
+        draws = self.posterior["force_mean"] + np.einsum("tqk,stk->stq", root, white)
+        return xr.DataArray(draws, dims=("sample", "task", "query"), coords=self.force.coords)
+
+    def plot(self, most: int = 6) -> Figure:
+        """Force above, outputs below, the first ``most`` tasks side by side."""
+        from dklfm.figures.inference import draw_inference
+
+        return draw_inference(self, most)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a task, quantity and query point; columns as in posterior.csv."""
+        return self.to_table().to_pandas()
+
+    def to_table(self) -> pa.Table:
+        """The same as a table of columns, single precision."""
+        import pyarrow as pa
+
+        tasks, queries = self.posterior["force_mean"].shape
+        bands = [self.force] + (
+            [self.outputs] if "output_query_mean" in self.posterior.data else []
+        )
+        quantities = ["force", *(self.tasks.outputs if len(bands) > 1 else ())]
+        rows = tasks * len(quantities) * queries
+
+        def stacked(name: str) -> NDArray[np.float32]:
+            parts = [band[name].values.reshape(tasks, -1, queries) for band in bands]
+            return np.concatenate(parts, axis=1).astype(np.float32).ravel()
+
+        def labels(values: list[str], each: int) -> pa.DictionaryArray:
+            places = {value: i for i, value in enumerate(dict.fromkeys(values))}
+            codes = np.array([places[value] for value in values], dtype=np.int32)
+            index = np.tile(np.repeat(codes, each), rows // (each * len(values)))
+            return pa.DictionaryArray.from_arrays(pa.array(index), list(places))
+
+        def named(variable: str, default: str) -> list[str]:
+            if variable not in self.tasks:
+                return [default] * tasks
+            return [str(value) for value in self.tasks.data[variable].values]
+
+        whole = len(quantities) * queries
+        columns = {
+            "task": labels(named("experiment", "1"), whole),
+            "replicate": labels(named("replicate", "1"), whole),
+            "quantity": labels(quantities, queries),
+        }
+        for i, name in enumerate(self.inputs):
+            places = np.repeat(self.tasks["x_query"][..., i], len(quantities), axis=0)
+            columns[name] = pa.array(places.ravel())
+        for name in ("mean", "sd", "lower95", "upper95"):
+            columns[name] = pa.array(stacked(name))
+        return pa.table(columns)
+
+    def to_dataset(self) -> xr.Dataset:
+        """All of it with named dimensions, for NetCDF or zarr."""
+        data = self.posterior.data.drop_vars(["force_covariance", "cpu_seconds"], errors="ignore")
+        observed = {name: self.tasks.data[name] for name in ("x", "y", "y_sd", "x_query")}
+        return data.assign(observed).assign_attrs(
+            system=self.system.name, inputs=", ".join(self.inputs), notes="\n".join(self.notes)
+        )
+
+    def report(self) -> str:
+        """A page of Markdown: what was inferred, how, and what to beware of."""
+        names = [str(name) for name in self.tasks.data["task"].values]
+        return report(self, names, self.strange)
+
+    def save(self, folder: Path) -> None:
+        """Write posterior.csv, posterior.nc, report.md and figure.png, .pdf into a folder."""
+        from dklfm.inference.files import save
+
+        save([self], folder)
+
+
+def report(first: Inference, names: Sequence[str], strange: NDArray[np.bool_]) -> str:
+    """A page of Markdown on tasks of which the first ones are given.
+
+    Args:
+        first: some of the tasks, which all were inferred alike.
+        names: of all tasks.
+        strange: which of them look unlike those that the model was trained on.
+    """
+    system = first.system
+    lines = [
+        f"# {system.force_name[:1].upper()}{system.force_name[1:]}",
+        "",
+        f"{len(names)} time courses of {len(first.tasks.outputs)} outputs, inferred by a model of "
+        f"{system.name} (prior {system.prior_label}).",
+        "",
+    ]
+    if strange.any():
+        found = [name for name, odd in zip(names, strange, strict=True) if odd]
+        shown = ", ".join(found[:20]) + (" and more" if len(found) > 20 else "")
+        lines += [
+            f"**Beware: {len(found)} of {len(names)} look unlike anything that the model was "
+            f"trained on: {shown}. Their force may be wrong by more than the bands say.**",
+            "",
+        ]
+    elif "p_embedding" in first.posterior.data:
+        lines += ["All look like what the model was trained on.", ""]
+    return "\n".join([*lines, *(f"- {note[:1].upper()}{note[1:]}." for note in first.notes), ""])

@@ -26,7 +26,7 @@ best: env
 	$(SNAKEMAKE) --configfile config/best.yaml
 
 record: env
-	$(BIN)/dklfm record results docs/paper
+	$(BIN)/dklfm stage record results docs/paper
 
 report: env
 	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html

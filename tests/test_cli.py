@@ -65,13 +65,13 @@ def test_every_stage_follows_from_the_one_before(
     tasks, model, posterior = (tmp_path / name for name in ("tasks", "model", "posterior"))
     done("simulate", json.dumps(simulation_spec), tasks)
     done("train", json.dumps(training_spec), tasks, model)
-    done("infer", model, tasks, posterior)
-    done("score", ABOUT_JSON, tasks, posterior, tmp_path / "one.csv")
-    done("summarise", tmp_path / "scores.csv", tmp_path / "one.csv")
+    done("stage", "infer", model, tasks, posterior)
+    done("stage", "score", ABOUT_JSON, tasks, posterior, tmp_path / "one.csv")
+    done("stage", "summarise", tmp_path / "scores.csv", tmp_path / "one.csv")
     assert tuple(pd.read_csv(tmp_path / "scores.csv").columns) == COLUMNS
 
-    done("figure", "tasks", tmp_path / "shown", tasks, posterior)
-    done("figure", "learning", tmp_path / "learnt", model)
+    done("stage", "figure", "tasks", tmp_path / "shown", tasks, posterior)
+    done("stage", "figure", "learning", tmp_path / "learnt", model)
     for name in ("shown", "learnt"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -79,10 +79,10 @@ def test_every_stage_follows_from_the_one_before(
 
 def test_measurements_are_inferred_scored_and_drawn(model_folder: Path, tmp_path: Path) -> None:
     tasks, posterior = tmp_path / "tasks", tmp_path / "posterior"
-    done("measurements", "p53-mmgmos", tasks)
-    done("infer", model_folder, tasks, posterior)
-    done("score", ABOUT_JSON, tasks, posterior, tmp_path / "one.csv")
-    done("figure", "p53", tmp_path / "p53", tasks, posterior)
+    done("stage", "measurements", "p53-mmgmos", tasks)
+    done("stage", "infer", model_folder, tasks, posterior)
+    done("stage", "score", ABOUT_JSON, tasks, posterior, tmp_path / "one.csv")
+    done("stage", "figure", "p53", tmp_path / "p53", tasks, posterior)
     metrics = set(pd.read_csv(tmp_path / "one.csv")["metric"])
     assert {"correlation_western_blot", "correlation_barenco"} <= metrics
     assert (tmp_path / "p53.pdf").exists()
@@ -99,7 +99,7 @@ def test_settings_are_read_from_a_file_too(
 def test_inference_covers_test_tasks_and_a_few_of_training(
     store: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    done("infer", model_folder, store, tmp_path / "posterior")
+    done("stage", "infer", model_folder, store, tmp_path / "posterior")
     found = load_dataset(tmp_path / "posterior")
     expected = load_tasks(store).to_show().data["task"].values
     assert found["task"].values.tolist() == expected.tolist()
@@ -195,7 +195,7 @@ def test_truncated_store_is_named(store: Path, tmp_path: Path) -> None:
 
 
 def test_missing_model_is_named(store: Path, tmp_path: Path) -> None:
-    line = refused("infer", tmp_path / "absent", store, tmp_path / "out", code=DATA_FAULT)
+    line = refused("stage", "infer", tmp_path / "absent", store, tmp_path / "out", code=DATA_FAULT)
     assert str(tmp_path / "absent") in line
 
 
@@ -206,7 +206,7 @@ def test_weights_of_another_architecture_are_named(
     manifest = read_json(folder / MANIFEST)
     manifest["spec"]["model"]["encoder"]["width"] = 32
     write_json(folder / MANIFEST, manifest)
-    line = refused("infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
+    line = refused("stage", "infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
     assert f"{folder}/weights.safetensors holds weights of another architecture" in line
 
 
@@ -215,7 +215,7 @@ def test_damaged_weights_are_named(model_folder: Path, store: Path, tmp_path: Pa
     weights = bytearray((folder / "weights.safetensors").read_bytes())
     weights[-20] ^= 0xFF
     (folder / "weights.safetensors").write_bytes(weights)
-    line = refused("infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
+    line = refused("stage", "infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
     assert f"{folder}/weights.safetensors is damaged" in line
     assert "train it again" in line
 
@@ -223,7 +223,7 @@ def test_damaged_weights_are_named(model_folder: Path, store: Path, tmp_path: Pa
 def test_missing_weights_are_named(model_folder: Path, store: Path, tmp_path: Path) -> None:
     folder = copied(model_folder, tmp_path / "model")
     (folder / "weights.safetensors").unlink()
-    line = refused("infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
+    line = refused("stage", "infer", folder, store, tmp_path / "out", code=MODEL_FAULT)
     assert f"{folder}/weights.safetensors" in line
 
 
@@ -241,29 +241,29 @@ def test_fault_in_a_table_is_named_with_its_row(
     path.write_text(f"replicate,output,time,value,sd\n1,DDB2,0,1.0,0.1\n1,DDB2,2,1.5,0.1\n{row}\n")
     read = tables.read_table
     monkeypatch.setattr("dklfm.tasks.embedded.read_table", lambda _: read(path))
-    line = refused("measurements", "p53-mmgmos", tmp_path / "out", code=DATA_FAULT)
+    line = refused("stage", "measurements", "p53-mmgmos", tmp_path / "out", code=DATA_FAULT)
     assert f"expression_mmgmos.csv, {says}" in line
 
 
 @pytest.mark.parametrize("name", ["p53", "p53-other", "../secret"])
 def test_unknown_dataset_is_named_with_the_known_ones(tmp_path: Path, name: str) -> None:
-    line = refused("measurements", name, tmp_path / "out", code=DATA_FAULT)
+    line = refused("stage", "measurements", name, tmp_path / "out", code=DATA_FAULT)
     assert repr(name) in line
     assert "p53-mmgmos" in line
 
 
-@pytest.mark.parametrize("command", ["train", "infer"])
+@pytest.mark.parametrize("command", [("train",), ("stage", "infer")], ids=" ".join)
 def test_unknown_device_is_named(
-    store: Path, model_folder: Path, tmp_path: Path, command: str
+    store: Path, model_folder: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    first = "{}" if command == "train" else model_folder
-    line = refused(command, first, store, tmp_path / "out", "--device", "gpu")
+    first = "{}" if command == ("train",) else model_folder
+    line = refused(*command, first, store, tmp_path / "out", "--device", "gpu")
     assert "'gpu'" in line
     assert "cpu" in line
 
 
 def test_measurements_cannot_be_learnt_from(tmp_path: Path) -> None:
-    done("measurements", "p53-mmgmos", tmp_path / "tasks")
+    done("stage", "measurements", "p53-mmgmos", tmp_path / "tasks")
     line = refused("train", "{}", tmp_path / "tasks", tmp_path / "out", code=DATA_FAULT)
     assert "no train split" in line
 
@@ -275,18 +275,18 @@ def test_fourier_encoder_on_irregular_tasks_is_refused(store: Path, tmp_path: Pa
 
 
 def test_missing_table_of_scores_is_named(tmp_path: Path) -> None:
-    line = refused("summarise", tmp_path / "out.csv", tmp_path / "absent.csv")
+    line = refused("stage", "summarise", tmp_path / "out.csv", tmp_path / "absent.csv")
     assert "absent.csv" in line
 
 
 def test_posterior_of_other_tasks_cannot_be_scored(
     model_folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    done("measurements", "p53-mmgmos", tmp_path / "tasks")
-    done("infer", model_folder, store, tmp_path / "posterior")
+    done("stage", "measurements", "p53-mmgmos", tmp_path / "tasks")
+    done("stage", "infer", model_folder, store, tmp_path / "posterior")
     line = refused(
-        "score", ABOUT_JSON, tmp_path / "tasks", tmp_path / "posterior", tmp_path / "out.csv",
-        code=DATA_FAULT,
+        *("stage", "score", ABOUT_JSON), tmp_path / "tasks", tmp_path / "posterior",
+        tmp_path / "out.csv", code=DATA_FAULT,
     )  # fmt: skip
     assert "the posterior covers none of these tasks" in line
 
@@ -294,21 +294,21 @@ def test_posterior_of_other_tasks_cannot_be_scored(
 def test_description_without_its_keys_cannot_be_scored(
     model_folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    done("infer", model_folder, store, tmp_path / "posterior")
-    line = refused("score", "{}", store, tmp_path / "posterior", tmp_path / "out.csv")
+    done("stage", "infer", model_folder, store, tmp_path / "posterior")
+    line = refused("stage", "score", "{}", store, tmp_path / "posterior", tmp_path / "out.csv")
     assert "run" in line
 
 
 def test_unknown_figure_is_refused(store: Path, tmp_path: Path) -> None:
-    line = refused("figure", "pie", tmp_path / "pie", store, store, code=2)
+    line = refused("stage", "figure", "pie", tmp_path / "pie", store, store, code=2)
     assert "'pie'" in line
 
 
 def test_figure_of_p53_needs_its_references(
     model_folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    done("infer", model_folder, store, tmp_path / "posterior")
-    line = refused("figure", "p53", tmp_path / "p53", store, tmp_path / "posterior")
+    done("stage", "infer", model_folder, store, tmp_path / "posterior")
+    line = refused("stage", "figure", "p53", tmp_path / "p53", store, tmp_path / "posterior")
     assert "reference" in line
 
 

@@ -18,7 +18,7 @@ FEW = json.dumps({"name": "mechanistic", "tasks": 2, "samples": 64, "starts": 4}
 @pytest.fixture(scope="module")
 def reference(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "mechanistic"
-    done("reference", FEW, store, folder)
+    done("stage", "reference", FEW, store, folder)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_an_interrupted_reference_keeps_its_fits(
     monkeypatch.setattr(Mechanistic, "fit", stopping)
     assert "interrupted" in refused_by_interrupt(FEW, store, tmp_path / "out")
     assert len(list((tmp_path / "out" / "partial").glob("*/task-*.npz"))) == 1
-    done("reference", FEW, store, tmp_path / "out")
+    done("stage", "reference", FEW, store, tmp_path / "out")
     assert len(seen) == 3
 
 
@@ -54,28 +54,28 @@ def refused_by_interrupt(*arguments: object) -> str:
 
     from dklfm.cli import app
 
-    result = CliRunner().invoke(app, ["reference", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["stage", "reference", *map(str, arguments)])
     assert result.exit_code == 130
     return result.stderr
 
 
 def test_an_unknown_reference_is_named(store: Path, tmp_path: Path) -> None:
-    line = refused("reference", "nuts", store, tmp_path / "out")
+    line = refused("stage", "reference", "nuts", store, tmp_path / "out")
     assert "nuts" in line
     assert "mechanistic" in line
 
 
 def test_a_reference_made_for_other_systems_says_so(store: Path, tmp_path: Path) -> None:
-    line = refused("reference", "exact", store, tmp_path / "out", code=DATA_FAULT)
+    line = refused("stage", "reference", "exact", store, tmp_path / "out", code=DATA_FAULT)
     assert "response identity" in line
 
 
 def test_a_fit_becomes_the_prior_of_a_simulation(store: Path, tmp_path: Path) -> None:
     measured = tmp_path / "p53"
-    done("measurements", "p53-puma2007", measured)
+    done("stage", "measurements", "p53-puma2007", measured)
     system = read_json(store / MANIFEST)["spec"]["system"]
     settings = json.dumps({"system": system, "tasks": ["1"]})
-    done("fit", settings, measured, tmp_path / "fit")
+    done("stage", "fit", settings, measured, tmp_path / "fit")
     simulation = {"system": system, "tasks": {"counts": {"train": 2, "validation": 0, "test": 0}}}
     done("simulate", json.dumps(simulation), tmp_path / "out", "--fitted", tmp_path / "fit")
     assert read_json(tmp_path / "out" / MANIFEST)["spec"]["system"]["prior"]["name"] == "fitted"
@@ -83,28 +83,28 @@ def test_a_fit_becomes_the_prior_of_a_simulation(store: Path, tmp_path: Path) ->
 
 def test_a_fit_to_a_task_that_is_not_there_says_which_are(store: Path, tmp_path: Path) -> None:
     measured = tmp_path / "p53"
-    done("measurements", "p53-puma2007", measured)
+    done("stage", "measurements", "p53-puma2007", measured)
     settings = json.dumps({"system": {"name": "transcription"}, "tasks": ["4"]})
-    assert "there are 1, 2, 3" in refused("fit", settings, measured, tmp_path / "fit")
+    assert "there are 1, 2, 3" in refused("stage", "fit", settings, measured, tmp_path / "fit")
 
 
 def test_methods_are_compared_in_a_table_and_recorded(
     store: Path, model_folder: Path, reference: Path, tmp_path: Path
 ) -> None:
     about = json.loads(ABOUT_JSON) | {"split": "test", "run": "one"}
-    done("infer", model_folder, store, tmp_path / "posterior")
+    done("stage", "infer", model_folder, store, tmp_path / "posterior")
     posteriors = {"dklfm": tmp_path / "posterior", "mechanistic": reference}
     for method, posterior in posteriors.items():
         description = json.dumps(about | {"method": method})
-        done("score", description, store, posterior, tmp_path / f"{method}.csv")
+        done("stage", "score", description, store, posterior, tmp_path / f"{method}.csv")
     per_task = [tmp_path / f"{method}.csv" for method in posteriors]
     results = tmp_path / "results"
-    done("summarise", results / "scores.csv", *per_task)
-    done("table", results / "scores.csv", results / "table1")
+    done("stage", "summarise", results / "scores.csv", *per_task)
+    done("stage", "table", results / "scores.csv", results / "table1")
     assert set(pd.read_csv(results / "table1.csv")["method"]) == set(posteriors)
 
-    done("figure", "curve", results / "figures" / "one_curve-0123456789", *per_task)
-    done("record", results, tmp_path / "docs")
+    done("stage", "figure", "curve", results / "figures" / "one_curve-0123456789", *per_task)
+    done("stage", "record", results, tmp_path / "docs")
     page = (tmp_path / "docs" / "README.md").read_text()
     assert "mechanistic" in page
     assert "Commit " in page
@@ -113,15 +113,19 @@ def test_methods_are_compared_in_a_table_and_recorded(
 
 
 def test_an_unfinished_run_is_not_recorded(tmp_path: Path) -> None:
-    assert "finish the run first" in refused("record", tmp_path / "results", tmp_path / "docs")
+    assert "finish the run first" in refused(
+        "stage", "record", tmp_path / "results", tmp_path / "docs"
+    )
 
 
 def test_a_table_without_scores_says_what_makes_them(tmp_path: Path) -> None:
-    assert "does not exist" in refused("table", tmp_path / "scores.csv", tmp_path / "table1")
+    assert "does not exist" in refused(
+        "stage", "table", tmp_path / "scores.csv", tmp_path / "table1"
+    )
 
 
 def test_tasks_of_a_reference_state_their_system(store: Path, tmp_path: Path) -> None:
     nameless = copied(store, tmp_path / "nameless")
     manifest = read_json(nameless / MANIFEST)
     write_json(nameless / MANIFEST, {**manifest, "spec": {}})
-    refused("reference", "mechanistic", nameless, tmp_path / "out")
+    refused("stage", "reference", "mechanistic", nameless, tmp_path / "out")

@@ -178,7 +178,7 @@ def parse_spec(spec: Mapping[str, Any], source: str) -> tuple[System, TasksConfi
     Raises:
         ConfigError: if the settings are not those of a simulation.
     """
-    if set(spec) - {"system", "tasks"} or not isinstance(spec.get("system"), Mapping):
+    if set(spec) - {"system", "tasks"} or not isinstance(spec.get("system"), Mapping | str):
         raise ConfigError(f"{source}: a simulation needs the sections system and tasks")
     system = parse_system(spec["system"], f"{source}: system")
     tasks: TasksConfig = validate(TasksConfig, spec.get("tasks", {}), f"{source}: tasks")

@@ -1,4 +1,6 @@
+import os
 import re
+import shlex
 from pathlib import Path
 
 from dklfm.config import Config, Plan, canonical_json, resolved, validate
@@ -14,8 +16,13 @@ KINDS = ("fit", "tasks", "model", "posterior", "scores", "figure")
 STAGES = {kind: PLAN.stages(kind) for kind in KINDS}
 RESULTS = str(CONFIG.results)
 
-# Jobs run in the environment of Snakemake itself, activated or not.
-shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
+# Jobs run in the environment of Snakemake itself, activated or not, and trust the files whose
+# systems the config names.
+FILES = {e.system.source[0].rpartition(":")[0] for e in CONFIG.experiments.values() if e.system.source}
+shell.prefix(
+    f'export PATH="{Path(sys.executable).parent}:$PATH";'
+    f" export DKLFM_TRUST={shlex.quote(os.pathsep.join(sorted(FILES)))}; "
+)
 
 
 wildcard_constraints:

@@ -20,4 +20,4 @@ rule figure:
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
         folders=drawn,
     shell:
-        "python -m dklfm figure {params.kind} {params.stem:q} {params.folders:q} 2> {log:q}"
+        "python -m dklfm stage figure {params.kind} {params.stem:q} {params.folders:q} 2> {log:q}"

@@ -22,7 +22,7 @@ rule infer:
         device=CONFIG.device,
         refine=refinement,
     shell:
-        "python -m dklfm infer {params.model:q} {params.tasks:q} {params.folder:q}"
+        "python -m dklfm stage infer {params.model:q} {params.tasks:q} {params.folder:q}"
         " --device {params.device} {params.refine:q} 2> {log:q}"
 
 
@@ -49,4 +49,4 @@ rule reference:
         tasks=lambda wildcards: product(STAGES["posterior"][wildcards.name].parents[0]),
         folder=subpath(output.manifest, parent=True),
     shell:
-        "python -m dklfm reference {params.method:q} {params.tasks:q} {params.folder:q} 2> {log:q}"
+        "python -m dklfm stage reference {params.method:q} {params.tasks:q} {params.folder:q} 2> {log:q}"

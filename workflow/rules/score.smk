@@ -19,7 +19,7 @@ rule score:
         settings=settings("scores"),
         folders=scored,
     shell:
-        "python -m dklfm score {params.settings:q} {params.folders:q} {output:q} 2> {log:q}"
+        "python -m dklfm stage score {params.settings:q} {params.folders:q} {output:q} 2> {log:q}"
 
 
 rule scores:
@@ -35,7 +35,7 @@ rule scores:
     log:
         f"{RESULTS}/logs/scores.log",
     shell:
-        "python -m dklfm summarise {output:q} {input:q} 2> {log:q}"
+        "python -m dklfm stage summarise {output:q} {input:q} 2> {log:q}"
 
 
 rule table:
@@ -55,7 +55,7 @@ rule table:
     params:
         stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     shell:
-        "python -m dklfm table {input:q} {params.stem:q} 2> {log:q}"
+        "python -m dklfm stage table {input:q} {params.stem:q} 2> {log:q}"
 
 
 rule index:

@@ -14,7 +14,7 @@ rule fit:
         tasks=lambda wildcards: product(STAGES["fit"][wildcards.name].parents[0]),
         folder=subpath(output[0], parent=True),
     shell:
-        "python -m dklfm fit {params.settings:q} {params.tasks:q} {params.folder:q} 2> {log:q}"
+        "python -m dklfm stage fit {params.settings:q} {params.tasks:q} {params.folder:q} 2> {log:q}"
 
 
 rule simulate:
@@ -62,4 +62,4 @@ rule measurements:
         dataset=lambda wildcards: STAGES["tasks"][wildcards.name].spec["dataset"],
         folder=subpath(output.manifest, parent=True),
     shell:
-        "python -m dklfm measurements {params.dataset:q} {params.folder:q} 2> {log:q}"
+        "python -m dklfm stage measurements {params.dataset:q} {params.folder:q} 2> {log:q}"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from dklfm.config.references import AnyBaseline, AnyReference, RefinementConfig
 from dklfm.config.sections import (
@@ -24,11 +31,31 @@ from dklfm.config.sections import (
 )
 from dklfm.settings import Section
 from dklfm.systems import SYSTEMS, System
+from dklfm.systems.custom import load_class
 
 if TYPE_CHECKING:
     AnySystem = System
 else:
-    AnySystem = Annotated[Union[SYSTEMS], Field(discriminator="name")]  # noqa: UP007 - the members are a run-time tuple
+
+    def _of_a_file(value: Any, handler: Callable[[Any], System]) -> System:
+        """A system of the package by its name, or one of a person's own by its file."""
+        if isinstance(value, str):
+            value = {"file": value}
+        if isinstance(value, Mapping) and "file" in value:
+            kind = load_class(str(value["file"]))
+            try:
+                return kind.model_validate({k: v for k, v in value.items() if k != "file"})
+            except ValidationError as error:
+                detail = error.errors()[0]
+                where = ".".join(map(str, detail["loc"]))
+                raise ValueError(f"{where}: {detail['msg']}") from None
+        return handler(value)
+
+    AnySystem = Annotated[
+        Union[SYSTEMS],  # noqa: UP007 - the members are a run-time tuple
+        Field(discriminator="name"),
+        WrapValidator(_of_a_file),
+    ]
 Dataset = Literal["p53-mmgmos", "p53-puma2007", "hare-lynx", "kni"]
 """Embedded tables of measurements that a trained model can be applied to."""
 

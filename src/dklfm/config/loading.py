@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from dklfm.config.experiment import AnySystem, Config
 from dklfm.errors import ConfigError
 from dklfm.systems import System
+from dklfm.systems.custom import is_trusted
 
 T = TypeVar("T")
 
@@ -36,9 +37,18 @@ def parse_system(spec: Any, source: str) -> System:
     """A system from its settings; digests of its resources in them are passed over.
 
     Raises:
-        ConfigError: if the settings are not those of a system.
+        ConfigError: if the settings are not those of a system, or name a file of code that nobody
+            has said to trust.
     """
+    if isinstance(spec, str):
+        spec = {"file": spec}
     if isinstance(spec, Mapping):
+        file = str(spec.get("file", ""))
+        if file and not is_trusted(file):
+            raise ConfigError(
+                f"{source}: the system is code in {file}; if you trust that file, say so: "
+                f"dklfm --trust {file.rpartition(':')[0]} ..."
+            )
         spec = {key: value for key, value in spec.items() if key != "resources"}
     return validate(AnySystem, spec, source)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from pyarrow import csv
 
 from dklfm.inference.result import Inference, report
@@ -34,8 +33,8 @@ def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Infer
         scratch = Path(name)
         first, whole, strange = _table(parts, scratch / "posterior.csv")
         whole.to_netcdf(scratch / "posterior.nc", engine="scipy")
-        names = [str(value) for value in whole["task"].values]
-        (scratch / "report.md").write_text(report(first, names, strange), encoding="utf-8")
+        text = report(first, whole.sizes["task"], strange)
+        (scratch / "report.md").write_text(text, encoding="utf-8")
         if figure:
             from dklfm.figures import save as save_figure
 
@@ -45,12 +44,11 @@ def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Infer
     return first
 
 
-def _table(
-    parts: Iterable[Inference], path: Path
-) -> tuple[Inference, xr.Dataset, NDArray[np.bool_]]:
+def _table(parts: Iterable[Inference], path: Path) -> tuple[Inference, xr.Dataset, list[str]]:
     """Write the rows of each part; keep the rest in single precision."""
     first: Inference | None = None
-    datasets, strange = [], []
+    datasets: list[xr.Dataset] = []
+    strange: list[str] = []
     writer: csv.CSVWriter | None = None
     try:
         for part in parts:
@@ -61,14 +59,14 @@ def _table(
                 writer = csv.CSVWriter(str(path), rows.schema, write_options=options)
             writer.write_table(rows)
             datasets.append(_single(part.to_dataset()))
-            strange.append(part.strange)
+            strange += part.strange_names
     finally:
         if writer is not None:
             writer.close()
     if first is None:
         raise ValueError("there is nothing to write")
     whole = xr.concat(datasets, dim="task", combine_attrs="override", join="outer")
-    return first, whole, np.concatenate(strange)
+    return first, whole, strange
 
 
 def _single(data: xr.Dataset) -> xr.Dataset:

@@ -76,6 +76,11 @@ class Inference:
             return np.zeros(len(self.tasks), dtype=bool)
         return unlike(self.posterior["p_embedding"], self.posterior["p_outputs"])
 
+    @property
+    def strange_names(self) -> list[str]:
+        """Their names."""
+        return [str(name) for name in self.tasks.data["task"].values[self.strange]]
+
     def sample(self, count: int, seed: int = 0) -> xr.DataArray:
         """Draws of the force, ``sample x task x query``.
 
@@ -150,8 +155,7 @@ class Inference:
 
     def report(self) -> str:
         """A page of Markdown: what was inferred, how, and what to beware of."""
-        names = [str(name) for name in self.tasks.data["task"].values]
-        return report(self, names, self.strange)
+        return report(self, len(self.tasks), self.strange_names)
 
     def save(self, folder: Path) -> None:
         """Write posterior.csv, posterior.nc, report.md and figure.png, .pdf into a folder."""
@@ -160,27 +164,26 @@ class Inference:
         save([self], folder)
 
 
-def report(first: Inference, names: Sequence[str], strange: NDArray[np.bool_]) -> str:
+def report(first: Inference, tasks: int, strange: Sequence[str]) -> str:
     """A page of Markdown on tasks of which the first ones are given.
 
     Args:
         first: some of the tasks, which all were inferred alike.
-        names: of all tasks.
-        strange: which of them look unlike those that the model was trained on.
+        tasks: how many there are in all.
+        strange: the names of those that look unlike what the model was trained on.
     """
     system = first.system
     lines = [
         f"# {system.force_name[:1].upper()}{system.force_name[1:]}",
         "",
-        f"{len(names)} time courses of {len(first.tasks.outputs)} outputs, inferred by a model of "
+        f"{tasks} time courses of {len(first.tasks.outputs)} outputs, inferred by a model of "
         f"{system.name} (prior {system.prior_label}).",
         "",
     ]
-    if strange.any():
-        found = [name for name, odd in zip(names, strange, strict=True) if odd]
-        shown = ", ".join(found[:20]) + (" and more" if len(found) > 20 else "")
+    if strange:
+        shown = ", ".join(strange[:20]) + (" and more" if len(strange) > 20 else "")
         lines += [
-            f"**Beware: {len(found)} of {len(names)} look unlike anything that the model was "
+            f"**Beware: {len(strange)} of {tasks} look unlike anything that the model was "
             f"trained on: {shown}. Their force may be wrong by more than the bands say.**",
             "",
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Trust:
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, model: ForceModel, contexts: Iterable[Batch]) -> Self | None:
+    def fit(cls, model: ForceModel, contexts: Iterable[Batch]) -> Trust | None:
         """From simulated observations; None of a model that has no embedding."""
         found = []
         for context in contexts:
@@ -108,7 +108,7 @@ class Trust:
         write_atomically(folder / FILE, lambda path: save_file(tensors, path))
 
     @classmethod
-    def load(cls, folder: Path) -> Self | None:
+    def load(cls, folder: Path) -> Trust | None:
         """Read it; None if the model has none.
 
         Raises:
@@ -129,4 +129,4 @@ def unlike(embedding: NDArray[np.float64], residual: NDArray[np.float64]) -> NDA
 
 def _exceedance(known: Tensor, values: Tensor) -> NDArray[np.float64]:
     below = torch.searchsorted(known, values.double())
-    return ((1 + len(known) - below) / (1 + len(known))).clamp(max=1).numpy()
+    return ((1 + len(known) - below) / (1 + len(known))).clamp(max=1).double().numpy()

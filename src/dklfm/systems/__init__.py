@@ -1,6 +1,7 @@
 """Mechanistic models with an unobserved force. NumPy and SciPy only."""
 
 from dklfm.systems.base import Axis, Solution, System, stack
+from dklfm.systems.forced import ForcedODE
 from dklfm.systems.lotka_volterra import LotkaVolterra
 from dklfm.systems.reaction_diffusion import ReactionDiffusion
 from dklfm.systems.transcription import Transcription
@@ -11,6 +12,7 @@ SYSTEMS: tuple[type[System], ...] = (Transcription, LotkaVolterra, ReactionDiffu
 __all__ = [
     "SYSTEMS",
     "Axis",
+    "ForcedODE",
     "LotkaVolterra",
     "ReactionDiffusion",
     "Solution",

@@ -71,6 +71,8 @@ class System(Section, ABC):
     """Whether :meth:`solve` takes inputs beyond the range of :attr:`axes`."""
     resources: ClassVar[tuple[str, ...]] = ()
     """Files under resources/ that the prior is read from; their contents enter the key."""
+    source: ClassVar[tuple[str, str] | None] = None
+    """Of a class that is not of this package: ``file.py:Class``, and the file's digest."""
 
     @property
     @abstractmethod
@@ -222,6 +224,8 @@ class System(Section, ABC):
             for name in self.resources
         }
         spec: dict[str, Any] = json.loads(self.model_dump_json())
+        if self.source is not None:
+            spec["file"], files["file"] = self.source
         return spec | ({"resources": files} if files else {})
 
 

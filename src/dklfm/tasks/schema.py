@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from dklfm.artifacts import load_dataset
 from dklfm.errors import DataError
 from dklfm.systems import System
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 SHOWN_TRAINING_TASKS = 4
@@ -62,6 +65,21 @@ class Tasks:
         if variable not in self.data:
             raise DataError(f"tasks lack the variable {variable!r}")
         return self.data[variable].values
+
+    @classmethod
+    def from_dataframe(cls, frame: pd.DataFrame, inputs: tuple[str, ...] = ("time",)) -> Tasks:
+        """Tasks of a table in memory: tidy or wide, columns as :func:`dklfm.tasks.read_table`.
+
+        Args:
+            frame: observations.
+            inputs: ``("time",)``, or ``("position", "time")`` for fields.
+
+        Raises:
+            DataError: naming the row and column that cannot be used.
+        """
+        from dklfm.tasks.tables import table_from_dataframe, tasks_from_table
+
+        return tasks_from_table(table_from_dataframe(frame, inputs))
 
     @property
     def outputs(self) -> tuple[str, ...]:

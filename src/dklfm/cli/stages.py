@@ -1,99 +1,25 @@
-"""The ``dklfm`` command: the stages of the pipeline, one verb each."""
+"""``dklfm stage``: the stages of the pipeline, as its rules call them."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dklfm.cli.common import Device, Folder, Out, Spec, command, read_spec
 from dklfm.errors import DataError, DklfmError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Stages import what they run when they run it, so that --help and errors come at once.
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Infer the hidden force behind dynamical systems.",
-)
-log = logging.getLogger("dklfm")
-
-Spec = Annotated[str, typer.Argument(help="Settings: a YAML or JSON file, or JSON text.")]
-Out = Annotated[Path, typer.Argument(help="Folder of the product; made if missing.")]
-Folder = Annotated[Path, typer.Argument(help="Folder of a stored product.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
-
-
-def stage(function: Callable[..., None]) -> Callable[..., None]:
-    """Log to standard error, set the threads of torch, print a user's mistake as one line."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(
-            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-        )
-        logging.captureWarnings(True)
-        try:
-            function(*args, **kwargs)
-        except DklfmError as error:
-            typer.echo(f"dklfm: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("dklfm: interrupted; rerun the same command to continue", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def _read_spec(text: str) -> dict[str, Any]:
-    import json
-
-    from dklfm.config import read_yaml
-    from dklfm.errors import ConfigError
-
-    if text.lstrip().startswith("{"):
-        try:
-            spec = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"the settings given as text are not JSON: {error}") from None
-    else:
-        spec = read_yaml(Path(text))
-    if not isinstance(spec, dict):
-        raise ConfigError(f"{text}: settings must be a mapping of sections")
-    return spec
+app = typer.Typer(no_args_is_help=True, help="The stages of the pipeline, one by one.")
 
 
 @app.command()
-@stage
-def simulate(
-    spec: Spec,
-    out: Out,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of a local cluster.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
-    fitted: Annotated[
-        Path | None, typer.Option(help="Product of fit, whose system replaces the settings'.")
-    ] = None,
-) -> None:
-    """Simulate tasks from a system's prior: sections ``system`` and ``tasks``."""
-    from dklfm import simulate as simulation
-    from dklfm.artifacts import MANIFEST, read_json
-
-    settings = _read_spec(spec)
-    if fitted is not None:
-        settings["system"] = read_json(fitted / MANIFEST).get("system")
-    simulation.run(settings, out, workers, scheduler)
-
-
-@app.command()
-@stage
+@command
 def fit(spec: Spec, tasks: Folder, out: Out) -> None:
     """Fit a system to measurements: its prior becomes the posterior of the parameters.
 
@@ -104,7 +30,7 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
     from dklfm.methods import fit_system
     from dklfm.tasks import load_tasks
 
-    settings = _read_spec(spec)
+    settings = read_spec(spec)
     system = parse_system(settings.get("system"), "fit: system")
     chosen = load_tasks(tasks).named(settings.get("tasks", ()))
     found = fit_system(system, chosen, MechanisticConfig(samples=2048)).spec()
@@ -113,7 +39,7 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
 
 
 @app.command()
-@stage
+@command
 def measurements(
     dataset: Annotated[str, typer.Argument(help="Name of an embedded table.")], out: Out
 ) -> None:
@@ -126,22 +52,7 @@ def measurements(
 
 
 @app.command()
-@stage
-def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
-    """Train a model on simulated tasks: sections ``model`` and ``training``, and a ``seed``."""
-    from dklfm import training
-    from dklfm.artifacts import MANIFEST, read_json
-    from dklfm.tasks import load_tasks
-
-    settings = _read_spec(spec)
-    loaded = load_tasks(tasks)
-    manifest = read_json(tasks / MANIFEST)
-    simulation, cost = manifest.get("spec"), manifest.get("simulation_cpu_s", 0.0)
-    training.run(settings, loaded, out, device, simulation=simulation, simulation_cpu_s=cost)
-
-
-@app.command()
-@stage
+@command
 def infer(
     model: Folder,
     tasks: Folder,
@@ -161,14 +72,14 @@ def infer(
     trained = TrainedModel.load(model, device)
     method: Method = trained
     if refine is not None:
-        settings: RefinementConfig = validate(RefinementConfig, _read_spec(refine), "--refine")
+        settings: RefinementConfig = validate(RefinementConfig, read_spec(refine), "--refine")
         method = Refined(trained, parse_system(card.system, str(model)), settings)
     posterior = method.infer(load_tasks(tasks).to_show())
     save_posterior(out, posterior, card.system, **card.costs())
 
 
 @app.command()
-@stage
+@command
 def reference(
     method: Annotated[
         str,
@@ -196,7 +107,7 @@ def reference(
     from dklfm.methods import reference as method_of
     from dklfm.tasks import load_tasks
 
-    given = _read_spec(method) if method.lstrip().startswith("{") else method
+    given = read_spec(method) if method.lstrip().startswith("{") else method
     settings: ReferenceConfig = validate(AnyReference, given, "reference")
     manifest = read_json(tasks / MANIFEST)
     system = manifest.get("spec", {}).get("system")
@@ -211,7 +122,7 @@ def reference(
 
 
 @app.command()
-@stage
+@command
 def score(
     about: Spec,
     tasks: Folder,
@@ -226,12 +137,12 @@ def score(
 
     inferred, system = load_posterior(posterior)
     test = inferred.covered(load_tasks(tasks).split("test"))
-    table = score_tasks(inferred, test, system, _read_spec(about))
+    table = score_tasks(inferred, test, system, read_spec(about))
     write_atomically(out, lambda path: table.to_csv(path, index=False))
 
 
 @app.command()
-@stage
+@command
 def summarise(
     out: Annotated[Path, typer.Argument(help="CSV of one row a metric.")],
     per_task: Annotated[list[Path], typer.Argument(help="Tables made by score.")],
@@ -249,12 +160,12 @@ def _read_scores(paths: Sequence[Path]) -> list[pd.DataFrame]:
 
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path} does not exist; make it with dklfm score")
+            raise DataError(f"{path} does not exist; make it with dklfm stage score")
     return [pd.read_csv(path) for path in paths]
 
 
 @app.command()
-@stage
+@command
 def table(
     scores: Annotated[Path, typer.Argument(help="Table made by summarise.")],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; .csv, .md and .tex are made.")],
@@ -266,7 +177,7 @@ def table(
 
 
 @app.command()
-@stage
+@command
 def figure(
     kind: Annotated[
         str, typer.Argument(help="curve, learning, calibration, tasks, fields, kni, p53, series.")
@@ -300,7 +211,7 @@ def figure(
     allowed = (2, 3) if kind == "fields" else (2,)
     if kind not in figures.POSTERIOR_FIGURES or len(inputs) not in allowed:
         raise DklfmError(
-            f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm figure --help"
+            f"figure {kind!r} of {len(inputs)} inputs is unknown; see dklfm stage figure --help"
         )
     shown = load_tasks(inputs[0]).to_show()
     inferred, system = load_posterior(inputs[1])
@@ -310,7 +221,7 @@ def figure(
 
 
 @app.command()
-@stage
+@command
 def record(
     results: Annotated[Path, typer.Argument(help="Results folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to keep tables and figures in.")],
@@ -319,23 +230,3 @@ def record(
     from dklfm.record import record as keep
 
     keep(results, out)
-
-
-@app.command()
-@stage
-def config(
-    path: Annotated[Path, typer.Argument(help="A config file.")],
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Write the JSON schema of config files there instead.")
-    ] = False,
-) -> None:
-    """Check a config file and list what it makes."""
-    from dklfm.artifacts import write_json
-    from dklfm.config import Plan, json_schema, load_config
-
-    if schema:
-        write_json(path, json_schema())
-        return
-    plan = Plan.of(load_config(path))
-    for name, paths in plan.index().items():
-        typer.echo(f"{name}: " + "  ".join(paths.values()))

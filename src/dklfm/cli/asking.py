@@ -153,6 +153,44 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
 
 @app.command()
 @command
+def design(
+    table: Table,
+    model: ModelName = "transcription",
+    at: Annotated[
+        str | None, typer.Option(help="Candidates: how many even times, times, or a file of them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for design.csv and a figure.")] = None,
+    best: Annotated[int, typer.Option(min=1, help="How many to print.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Rank where one more observation would narrow the force most.
+
+    Example: `dklfm design resources/p53/expression_mmgmos.csv --at 25`
+    """
+    import pandas as pd
+
+    from dklfm.artifacts import write_atomically
+    from dklfm.figures import save as save_figure
+    from dklfm.inference import load
+    from dklfm.inference.design import design as rank
+
+    trained = load(model)
+    tasks, _ = _read(table, trained.inputs)
+    found = rank(trained, tasks, _places(at))
+    tables = [one.ranked().assign(task=one.task) for one in found]
+    if out is not None:
+        whole = pd.concat(tables)
+        write_atomically(out / "design.csv", lambda path: whole.to_csv(path, index=False))
+        save_figure(found[0].plot(), out / "design")
+    shown = pd.concat([ranked.head(best) for ranked in tables])
+    if as_json:
+        typer.echo(shown.to_json(orient="records"))
+    else:
+        typer.echo(shown.to_string(index=False, float_format="{:.3g}".format))
+
+
+@app.command()
+@command
 def models(as_json: Json = False) -> None:
     """List the trained models of this package.
 

@@ -50,6 +50,98 @@ def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
 
 @app.command()
 @command
+def evaluate(
+    model: Folder,
+    tasks: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Score a trained model on the test tasks of a store that was simulated.
+
+    Example: `dklfm evaluate results/model/NAME results/tasks/NAME`
+    """
+    import json
+
+    scores = _scores(model, tasks, device)
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    for name, value in scores.items():
+        typer.echo(f"{name:24} {value:.4g}")
+
+
+@app.command()
+@command
+def finetune(
+    model: Folder,
+    tasks: Folder,
+    out: Out,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Of the epochs that the model was trained for.")
+    ] = 0.1,
+    slower: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Factor on the learning rate that it had.")
+    ] = 0.3,
+    device: Device = "cpu",
+) -> None:
+    """Train a model on, on tasks of a narrower prior or another noise, and say what it bought.
+
+    The tasks come from `dklfm simulate`; their test split alone is scored, before and after.
+
+    Example: `dklfm finetune transcription results/tasks/narrow results/model/narrow`
+    """
+    from dklfm import training
+    from dklfm.artifacts import MANIFEST, read_json
+    from dklfm.config import resolved
+    from dklfm.inference import shipped
+    from dklfm.model import ModelCard
+    from dklfm.tasks import load_tasks
+
+    begun = shipped().get(str(model), model)
+    spec = ModelCard.read(begun).spec
+    epochs = max(1, round(share * spec.training.epochs))
+    changes = {
+        "epochs": epochs,
+        "learning_rate": slower * spec.training.learning_rate,
+        "validate_every": min(spec.training.validate_every, epochs),
+    }
+    settings = resolved(spec) | {"training": {**resolved(spec.training), **changes}}
+    manifest = read_json(tasks / MANIFEST)
+    training.run(
+        settings,
+        load_tasks(tasks),
+        out,
+        device,
+        simulation=manifest.get("spec"),
+        simulation_cpu_s=manifest.get("simulation_cpu_s", 0.0),
+        start=begun,
+    )
+    before, after = (_scores(folder, tasks, device) for folder in (begun, out))
+    typer.echo(f"{'':24} {'before':>10} {'after':>10}")
+    for name in before:
+        typer.echo(f"{name:24} {before[name]:10.4g} {after[name]:10.4g}")
+
+
+def _scores(model: Path, tasks: Path, device: str) -> dict[str, float]:
+    """Mean scores of the test tasks inside the domain."""
+    from dklfm.config import parse_system
+    from dklfm.methods import Posterior, TrainedModel
+    from dklfm.model import ModelCard
+    from dklfm.scores import ABOUT, score
+    from dklfm.tasks import load_tasks
+
+    card = ModelCard.read(model)
+    test = load_tasks(tasks).split("test")
+    found = TrainedModel.load(model, device).infer(test)
+    priced = Posterior(found.data.assign_attrs(card.costs()))
+    about = dict.fromkeys(ABOUT, "test")
+    table = score(priced, test, parse_system(card.system, str(model)), about)
+    means = table[table["split"] == "test"].groupby("metric", sort=False)["value"].mean()
+    return {str(name): float(value) for name, value in means.items()}
+
+
+@app.command()
+@command
 def config(
     path: Annotated[Path, typer.Argument(help="A config file.")],
     schema: Annotated[

@@ -17,7 +17,7 @@ from dklfm.inference.noise import estimated_noise
 from dklfm.inference.result import Inference
 from dklfm.inference.units import Units
 from dklfm.methods import Posterior, Refined, TrainedModel
-from dklfm.model import ModelCard
+from dklfm.model import ModelCard, Scale
 from dklfm.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -66,12 +66,18 @@ class Model:
     Attributes:
         card: what its manifest says of it.
         system: the equation and prior of the tasks that it was trained on.
+        trained: the method behind it, on the training's own scale.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.card = ModelCard.read(folder)
         self.system: System = parse_system(self.card.system, str(folder))
-        self._trained = TrainedModel.load(folder, device)
+        self.trained = TrainedModel.load(folder, device)
+
+    @property
+    def scale(self) -> Scale:
+        """The training domain."""
+        return self.trained.scale
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ class Model:
         if anchors and not refine:
             raise DataError("anchors fix parameters of the equation: they need refine")
         notes: list[str] = []
-        tasks = self._asked(tasks, at)
+        tasks = self.asked(tasks, at)
         if "y_sd" not in tasks:
             noise = estimated_noise(tasks)
             dims = ("task", "output", "point")
@@ -114,7 +120,7 @@ class Model:
                 "the table states no noise; it was estimated from how smooth the outputs are "
                 f"(median: {share:.0%} of the values' spread)"
             )
-        units = Units.of(tasks, self._trained.scale, self.system.extrapolates, rescale)
+        units = Units.of(tasks, self.scale, self.system.extrapolates, rescale)
         if rescale:
             notes += self._about(units, tasks)
         inside = units.to_domain(tasks)
@@ -123,7 +129,7 @@ class Model:
         else:
             entries = len(tasks) * tasks["x_query"].shape[1] ** 2
             keep = entries <= _JOINT_ENTRIES if joint is None else joint
-            found = self._trained.infer(inside, joint=keep)
+            found = self.trained.infer(inside, joint=keep)
         notes.append(self.system.scale_note)
         return Inference(tasks, _back(found, units), self.system, self.inputs, tuple(notes))
 
@@ -149,11 +155,15 @@ class Model:
             }
             for i in range(len(tasks))
         ]
-        refined = Refined(self._trained, self.system, RefinementConfig())
+        refined = Refined(self.trained, self.system, RefinementConfig())
         return refined.infer(tasks, pinned if anchors else None)
 
-    def _asked(self, tasks: Tasks, at: int | ArrayLike | None) -> Tasks:
-        """The tasks with query points as asked for."""
+    def asked(self, tasks: Tasks, at: int | ArrayLike | None) -> Tasks:
+        """The tasks with query points as asked for: see :meth:`infer`.
+
+        Raises:
+            DataError: if the points cannot be inferred at.
+        """
         x = tasks["x"]
         if x.shape[-1] != len(self.inputs):
             raise DataError(f"the tasks have {x.shape[-1]} inputs, the model {len(self.inputs)}")

@@ -254,6 +254,28 @@ class Problem:
         by_theta = (up - down).T / (2 * _DIFFERENCE)
         return linear.residual[0], np.hstack([by_theta, linear.residual_gradient[0]])
 
+    def derivatives(self, theta: Array, z: Array) -> tuple[Array, Array]:
+        """Of force and outputs at the query points, by θ and z.
+
+        Returns:
+            ``query x unknown`` and ``output x query x unknown``.
+        """
+        linear = self.linearise(theta[None], z[None], queries=True)
+        moves = _DIFFERENCE * np.eye(self.parameters)
+        many = np.vstack([theta + moves, theta - moves])
+        x = np.broadcast_to(
+            self.x[self.points :], (len(many), len(self.x) - self.points, self.x.shape[1])
+        )
+        moved = self.system.solve(self.draws(many, np.tile(z, (len(many), 1))), x)
+
+        def by_theta(values: Array) -> Array:
+            up, down = values[: self.parameters], values[self.parameters :]
+            return np.moveaxis((up - down) / (2 * _DIFFERENCE), 0, -1)
+
+        force = np.concatenate([by_theta(moved.force), linear.force_gradient[0]], -1)
+        of_outputs = linear.output_gradient[0][:, self.points :]
+        return force, np.concatenate([by_theta(moved.outputs), of_outputs], -1)
+
     def maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         """The most probable z of each θ, and log p(θ, y) by Laplace's approximation there."""
         parts = [self._maximise_force(batch, mode) for batch in _batches(theta)]

@@ -9,7 +9,8 @@ weights are flattened: most of what weights would still change is not worth thei
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from dklfm.config import MechanisticConfig, RefinementConfig
 from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
-from dklfm.methods.mechanistic import Anchors, Mechanistic, Problem, descend
+from dklfm.methods.mechanistic import Anchors, Mechanistic, Mode, Problem, descend
 from dklfm.methods.single import gathered
 from dklfm.methods.trained import TrainedModel
 from dklfm.progress import progress
@@ -33,14 +34,24 @@ _LEAST = 0.5
 """Effective share of the samples that flattened weights keep."""
 
 
+class Found(NamedTuple):
+    """One task's problem, the mode of its posterior, and what led there."""
+
+    problem: Problem
+    mode: Mode
+    cpu_seconds: float
+
+
 class Refined:
     """The posterior of the equation's parameters and force, begun at a trained model's."""
 
     name = "dklfm_refined"
 
-    def __init__(self, model: TrainedModel, system: System, config: RefinementConfig) -> None:
+    def __init__(
+        self, model: TrainedModel, system: System, config: RefinementConfig | None = None
+    ) -> None:
         self.model, self.system = model, system
-        self.law = MechanisticConfig(samples=config.samples)
+        self.law = MechanisticConfig(samples=(config or RefinementConfig()).samples)
 
     def infer(self, tasks: Tasks, anchors: Sequence[Anchors] | None = None) -> Posterior:
         """The posterior of every task.
@@ -53,11 +64,20 @@ class Refined:
             DataError: if the tasks state no noise, or the system's force is no Gaussian process
                 in a finite basis.
         """
-        system = self.system.with_outputs(len(tasks.outputs))
-        mechanistic = Mechanistic(system, self.law)
-        amortised = self.model.infer(tasks)
+        mechanistic = Mechanistic(self.system, self.law)
         fits, seconds = [], []
-        for i in progress(range(len(tasks)), self.name):
+        for found in progress(self.modes(tasks, anchors), self.name, len(tasks)):
+            started = time.process_time()
+            rng = np.random.default_rng(0)  # the same for every task
+            fits.append(mechanistic.around(found.problem, found.mode, rng, _LEAST))
+            seconds.append(found.cpu_seconds + time.process_time() - started)
+        return gathered(tasks, fits, seconds)
+
+    def modes(self, tasks: Tasks, anchors: Sequence[Anchors] | None = None) -> Iterator[Found]:
+        """The mode of each task's posterior; arguments and errors as for :meth:`infer`."""
+        system = self.system.with_outputs(len(tasks.outputs))
+        amortised = self.model.infer(tasks)
+        for i in range(len(tasks)):
             started = time.process_time()
             known = anchors[i] if anchors is not None else {}
             problem = Problem(system, tasks.take([i]), {}, _TOLERANCE, known)
@@ -65,10 +85,8 @@ class Refined:
                 raise DataError(f"refinement is not made for {system.name}; use mechanistic")
             z = _coefficients(problem, amortised["force_mean"][i], amortised["force_sd"][i])
             mode = descend(problem, np.zeros(problem.parameters), z)
-            rng = np.random.default_rng(0)  # the same for every task
-            fits.append(mechanistic.around(problem, mode, rng, _LEAST))
-            seconds.append(time.process_time() - started)
-        return gathered(tasks, fits, np.array(seconds) + amortised["cpu_seconds"])
+            spent = time.process_time() - started + amortised["cpu_seconds"][i]
+            yield Found(problem, mode, float(spent))
 
 
 def _coefficients(problem: Problem, mean: Array, sd: Array) -> Array:

@@ -18,7 +18,16 @@ from safetensors.torch import save_file
 from dklfm.artifacts import dataset_digest, write_atomically
 from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
 from dklfm.errors import DataError, DklfmError
-from dklfm.model import Batch, ForceModel, Scale, Trust, choose_device, save_model
+from dklfm.model import (
+    Batch,
+    ForceModel,
+    ModelCard,
+    Scale,
+    Trust,
+    choose_device,
+    load_model,
+    save_model,
+)
 from dklfm.progress import progress
 from dklfm.tasks import Tasks
 from dklfm.training.stream import StreamTrainer
@@ -57,6 +66,7 @@ def run(
     device: str = "cpu",
     simulation: Mapping[str, Any] | None = None,
     simulation_cpu_s: float = 0.0,
+    start: Path | None = None,
 ) -> None:
     """Train a model into ``folder``; a checkpoint of the same settings there is resumed.
 
@@ -68,19 +78,23 @@ def run(
         simulation: the settings that the tasks were simulated with: a stream goes on with them,
             and those of the system are kept beside the weights.
         simulation_cpu_s: what the tasks cost, kept likewise.
+        start: a trained model whose weights and scale this training goes on from.
 
     Raises:
         DklfmError: if the settings, the tasks or the device cannot be used.
     """
     checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
     chosen = choose_device(device)
+    begun = None if start is None else load_model(start, chosen)
     if isinstance(checked.training, StreamConfig):
         if simulation is None:
             raise DataError("these tasks were not simulated, so there is no stream of more of them")
-        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation)
+        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation, begun)
     else:
-        trainer = Trainer(tasks, checked, chosen)
+        trainer = Trainer(tasks, checked, chosen, begun)
     settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
+    if start is not None:
+        settings["start"] = ModelCard.read(start).digest
     identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
     checkpoint = folder / "partial"
     _resume(trainer, checkpoint, identity)

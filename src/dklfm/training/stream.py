@@ -11,7 +11,7 @@ import torch
 
 from dklfm.config import OperatorConfig, StreamConfig, TasksConfig, TrainSpec
 from dklfm.errors import DataError
-from dklfm.model import Batch, OperatorLFM
+from dklfm.model import Batch, ForceModel, OperatorLFM, Scale
 from dklfm.simulate import assemble, parse_spec, simulate
 from dklfm.tasks import Tasks
 from dklfm.training.trainer import Trainer
@@ -24,12 +24,17 @@ class StreamTrainer(Trainer):
     """Training on tasks that are simulated for each epoch, from seeds that no store uses."""
 
     def __init__(
-        self, tasks: Tasks, spec: TrainSpec, device: torch.device, simulation: Mapping[str, Any]
+        self,
+        tasks: Tasks,
+        spec: TrainSpec,
+        device: torch.device,
+        simulation: Mapping[str, Any],
+        start: tuple[ForceModel, Scale] | None = None,
     ) -> None:
         assert isinstance(spec.training, StreamConfig)
         self.stream = spec.training
         self.system, self.tasks_config = parse_spec(simulation, "the tasks' own settings")
-        super().__init__(tasks, spec, device)
+        super().__init__(tasks, spec, device, start)
 
     def _first(self, tasks: Tasks) -> Tasks:
         return self._simulated(0)

@@ -27,16 +27,25 @@ _SCALE_RATE = 10.0
 class Trainer:
     """The state of one training run: model and its average, optimiser, schedule, best weights."""
 
-    def __init__(self, tasks: Tasks, spec: TrainSpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        spec: TrainSpec,
+        device: torch.device,
+        start: tuple[ForceModel, Scale] | None = None,
+    ) -> None:
         self.spec, self.device = spec, device
         train = self._first(tasks)
-        self.scale = Scale.of(train)
+        self.scale = Scale.of(train) if start is None else start[1]
         self.train = self._pair(train)
         self.validation = self._pair(tasks.split("validation"))
         torch.manual_seed(spec.seed)
         self.outputs = train["y"].shape[1]
         axes = len(self.scale.low)
-        self.model = build_model(spec, axes=axes, outputs=self.outputs).to(device)
+        if start is None:
+            self.model = build_model(spec, axes=axes, outputs=self.outputs).to(device)
+        else:
+            self.model = start[0].to(device).train()
         average = get_ema_multi_avg_fn(spec.training.average)
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self.generator = torch.Generator().manual_seed(spec.seed)

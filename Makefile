@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper best record test lint report clean
+.PHONY: env quick paper best record test lint docs report clean
 
 env: .venv/ready
 
@@ -41,5 +41,8 @@ lint: env
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint --configfile config/quick.yaml
 
+docs: env
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
 clean:
-	rm -rf .venv results .snakemake
+	rm -rf .venv results .snakemake docs/_build

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster, as_completed
 from numpy.typing import NDArray
 
 from dklfm.artifacts import save_dataset, write_atomically
-from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, validate
+from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, resolved, validate
 from dklfm.errors import ConfigError, DklfmError
 from dklfm.progress import progress
 from dklfm.systems import System, stack
@@ -199,6 +199,7 @@ def run(
         scheduler: address of an external dask scheduler, which must see the same files.
     """
     system, config = parse_spec(spec, "simulate")
+    spec = {"system": system.spec(), "tasks": resolved(config)}
     counts = [config.counts.train, config.counts.validation, config.counts.test]
     codes = np.repeat(np.arange(3, dtype=np.int8), counts)
     indices = np.concatenate([np.arange(n) for n in counts])

@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper best record test lint docs report clean
+.PHONY: env quick paper best ship record test lint docs report clean
 
 env: .venv/ready
 
@@ -24,6 +24,11 @@ paper: env
 
 best: env
 	$(SNAKEMAKE) --configfile config/best.yaml
+
+ship: env
+	$(BIN)/dklfm stage ship results/best/model/transcription_genes_stream_seed0-* src/dklfm/weights/transcription
+	$(BIN)/dklfm stage ship results/best/model/lotka_volterra_best_stream_seed0-* src/dklfm/weights/lotka_volterra
+	$(BIN)/dklfm stage ship results/best/model/reaction_diffusion_best_stream_seed0-* src/dklfm/weights/reaction_diffusion
 
 record: env
 	$(BIN)/dklfm stage record results docs/paper

@@ -77,3 +77,19 @@ def test_three_forms_say_the_same(scores: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_small_numbers_keep_their_digits(scores: pd.DataFrame) -> None:
     assert "2.0e-04" in tables.markdown(tables.comparison(scores))
+
+
+def test_without_two_methods_to_compare_only_the_paper_s_table_is_left(tmp_path: Path) -> None:
+    row = {
+        "run": "one",
+        "experiment": "transcription",
+        "method": "dklfm",
+        "prior": "p",
+        "seed": "all",
+    }
+    scores = pd.DataFrame([{**row, "split": "test", "metric": "latent_mse", "n_tasks": 4,
+                            "mean": 0.1, "se": 0.01, "median": 0.1}])  # fmt: skip
+    table = tables.comparison(scores)
+    assert table.empty
+    tables.save(table, tmp_path / "table1")
+    assert "the paper" in (tmp_path / "table1.md").read_text()

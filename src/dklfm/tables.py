@@ -54,7 +54,7 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
         row["inference_cpu_s"] = found["median"]["inference_cpu_s"]
         row["once_cpu_s"] = mean("simulation_cpu_s", 0.0) + mean("training_cpu_s", 0.0)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*keys, *_METRICS])
 
 
 def published() -> pd.DataFrame:

@@ -23,7 +23,10 @@ def simulate(
         Path | None, typer.Option(help="Product of fit, whose system replaces the settings'.")
     ] = None,
 ) -> None:
-    """Simulate tasks from a system's prior: sections ``system`` and ``tasks``."""
+    """Simulate tasks from a system's prior: sections ``system`` and ``tasks``.
+
+    Example: `dklfm simulate '{"system": {"name": "transcription"}, "tasks": {"counts": {"train": 32, "validation": 8, "test": 8}}}' results/tasks/one`
+    """
     from dklfm import simulate as simulation
     from dklfm.artifacts import MANIFEST, read_json
 
@@ -36,7 +39,10 @@ def simulate(
 @app.command()
 @command
 def train(spec: Spec, tasks: Folder, out: Out, device: Device = "cpu") -> None:
-    """Train a model on simulated tasks: sections ``model`` and ``training``, and a ``seed``."""
+    """Train a model on simulated tasks: sections ``model`` and ``training``, and a ``seed``.
+
+    Example: `dklfm train '{"training": {"epochs": 2}, "seed": 0}' results/tasks/one results/model/one`
+    """
     from dklfm import training
     from dklfm.artifacts import MANIFEST, read_json
     from dklfm.tasks import load_tasks
@@ -58,7 +64,7 @@ def evaluate(
 ) -> None:
     """Score a trained model on the test tasks of a store that was simulated.
 
-    Example: `dklfm evaluate results/model/NAME results/tasks/NAME`
+    Example: `dklfm evaluate results/model/one results/tasks/one`
     """
     import json
 
@@ -88,7 +94,7 @@ def finetune(
 
     The tasks come from `dklfm simulate`; their test split alone is scored, before and after.
 
-    Example: `dklfm finetune transcription results/tasks/narrow results/model/narrow`
+    Example: `dklfm finetune results/model/one results/tasks/one results/model/tuned`
     """
     from dklfm import training
     from dklfm.artifacts import MANIFEST, read_json
@@ -148,7 +154,10 @@ def config(
         bool, typer.Option("--schema", help="Write the JSON schema of config files there instead.")
     ] = False,
 ) -> None:
-    """Check a config file and list what it makes."""
+    """Check a config file and list what it makes.
+
+    Example: `dklfm config config/quick.yaml`
+    """
     from dklfm.artifacts import write_json
     from dklfm.config import Plan, json_schema, load_config
 

@@ -24,6 +24,8 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
     """Fit a system to measurements: its prior becomes the posterior of the parameters.
 
     Sections ``system`` and ``tasks``, the names of those to be used (all, if there are none).
+
+    Example: `dklfm stage fit '{"system": {"name": "transcription"}, "tasks": ["1"]}' results/tasks/p53 results/fit/p53`
     """
     from dklfm.artifacts import write_manifest
     from dklfm.config import MechanisticConfig, canonical_json, parse_system
@@ -43,7 +45,10 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
 def measurements(
     dataset: Annotated[str, typer.Argument(help="Name of an embedded table.")], out: Out
 ) -> None:
-    """Store an embedded table of measurements as tasks."""
+    """Store an embedded table of measurements as tasks.
+
+    Example: `dklfm stage measurements p53-mmgmos results/tasks/p53`
+    """
     from dklfm.artifacts import save_dataset
     from dklfm.tasks import load_embedded
 
@@ -62,7 +67,10 @@ def infer(
         str | None, typer.Option(help="Settings of the refinement by the equation itself, JSON.")
     ] = None,
 ) -> None:
-    """Infer the force of stored tasks: all test tasks, and a few training tasks to look at."""
+    """Infer the force of stored tasks: all test tasks, and a few training tasks to look at.
+
+    Example: `dklfm stage infer results/model/one results/tasks/one results/posterior/one`
+    """
     from dklfm.config import RefinementConfig, parse_system, validate
     from dklfm.methods import Method, Refined, TrainedModel, save_posterior
     from dklfm.model import ModelCard
@@ -91,7 +99,10 @@ def reference(
     tasks: Folder,
     out: Out,
 ) -> None:
-    """Infer the force of simulated test tasks by a method that fits each by itself."""
+    """Infer the force of simulated test tasks by a method that fits each by itself.
+
+    Example: `dklfm stage reference '{"name": "mechanistic", "tasks": 2, "samples": 64}' results/tasks/one results/posterior/floor`
+    """
     import shutil
 
     from dklfm.artifacts import MANIFEST, read_json
@@ -129,7 +140,10 @@ def score(
     posterior: Folder,
     out: Annotated[Path, typer.Argument(help="CSV of one row a task and metric.")],
 ) -> None:
-    """Score a posterior against the truth, task by task."""
+    """Score a posterior against the truth, task by task.
+
+    Example: `dklfm stage score '{"run": "one", "experiment": "transcription", "method": "dklfm", "prior": "default", "seed": 0, "split": "test"}' results/tasks/one results/posterior/one results/one.csv`
+    """
     from dklfm.artifacts import write_atomically
     from dklfm.methods import load_posterior
     from dklfm.scores import score as score_tasks
@@ -147,7 +161,10 @@ def summarise(
     out: Annotated[Path, typer.Argument(help="CSV of one row a metric.")],
     per_task: Annotated[list[Path], typer.Argument(help="Tables made by score.")],
 ) -> None:
-    """Gather task-wise scores into one tidy table of means, errors and medians."""
+    """Gather task-wise scores into one tidy table of means, errors and medians.
+
+    Example: `dklfm stage summarise results/scores.csv results/one.csv results/two.csv`
+    """
     from dklfm.artifacts import write_atomically
     from dklfm.scores import summarise as summarise_scores
 
@@ -170,7 +187,10 @@ def table(
     scores: Annotated[Path, typer.Argument(help="Table made by summarise.")],
     stem: Annotated[Path, typer.Argument(help="Path without suffix; .csv, .md and .tex are made.")],
 ) -> None:
-    """Write Table 1: every method of the experiments that compare several, and the paper's own."""
+    """Write Table 1: every method of the experiments that compare several, and the paper's own.
+
+    Example: `dklfm stage table results/scores.csv results/table1`
+    """
     from dklfm import tables
 
     tables.save(tables.comparison(_read_scores([scores])[0]), stem)
@@ -191,7 +211,10 @@ def figure(
         ),
     ],
 ) -> None:
-    """Draw a figure from stored products."""
+    """Draw a figure from stored products.
+
+    Example: `dklfm stage figure tasks results/figures/one_tasks results/tasks/one results/posterior/one`
+    """
     import pandas as pd
 
     from dklfm import figures
@@ -226,7 +249,22 @@ def record(
     results: Annotated[Path, typer.Argument(help="Results folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to keep tables and figures in.")],
 ) -> None:
-    """Keep a run's Table 1 and figures, with the commit and the machine that made them."""
+    """Keep a run's Table 1 and figures, with the commit and the machine that made them.
+
+    Example: `dklfm stage record results docs/paper`
+    """
     from dklfm.record import record as keep
 
     keep(results, out)
+
+
+@app.command()
+@command
+def ship(model: Folder, out: Out) -> None:
+    """Copy what inference needs of a trained model, whole and verified, and nothing else.
+
+    Example: `dklfm stage ship results/model/one results/shipped/one`
+    """
+    from dklfm.model import ship as copy
+
+    copy(model, out)

@@ -85,13 +85,25 @@ def design(model: Model, tasks: Tasks, at: int | ArrayLike | None = None) -> lis
                 model.inputs,
                 asked["x"][i][np.isfinite(asked["y"][i]).any(0)],
                 asked["x_query"][i],
-                _gains(mode.problem, mode.mode),
+                expected_falls(mode.problem, mode.mode),
             )
         )
     return found
 
 
-def _gains(problem: Problem, mode: Mode) -> Array:
+def expected_falls(problem: Problem, mode: Mode) -> Array:
+    """How much of the force's mean variance over the query points an observation would take.
+
+    Args:
+        problem: a task's.
+        mode: of its posterior.
+
+    Returns:
+        ``query`` shares, of an observation of all outputs there with an output's usual noise.
+
+    Raises:
+        DataError: if an output was never observed.
+    """
     force, outputs = problem.derivatives(mode.theta, mode.z)
     root = np.linalg.cholesky(np.linalg.inv(mode.hessian))
     of_force = force @ root

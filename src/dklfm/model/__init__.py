@@ -6,7 +6,7 @@ from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.build import build_model
 from dklfm.model.dklfm import DKLFM, Embedding
 from dklfm.model.operator import OperatorLFM
-from dklfm.model.store import ModelCard, choose_device, load_model, save_model
+from dklfm.model.store import ModelCard, choose_device, load_model, save_model, ship
 from dklfm.model.trust import Statistics, Trust
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "choose_device",
     "load_model",
     "save_model",
+    "ship",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dklfm.errors import DklfmError, ModelError
 from dklfm.model.base import ForceModel
 from dklfm.model.batch import Scale
 from dklfm.model.build import build_model
+from dklfm.model.trust import FILE as TRUST_FILE
 from dklfm.settings import Section
 
 
@@ -110,3 +113,16 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
             f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
         ) from None
     return model.to(device).eval(), card.scale
+
+
+def ship(folder: Path, out: Path) -> None:
+    """Copy a model's weights, manifest and statistics of trust; the manifest last.
+
+    Raises:
+        DklfmError: if the model is missing, damaged or of another architecture than it states.
+    """
+    load_model(folder)
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in ("weights.safetensors", TRUST_FILE, MANIFEST):
+        if (folder / name).is_file():
+            write_atomically(out / name, partial(shutil.copyfile, folder / name))

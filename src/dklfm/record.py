@@ -51,6 +51,7 @@ def record(results: Path, out: Path) -> None:
     table = results / "table1.md"
     if not table.is_file():
         raise DataError(f"{table} does not exist; finish the run first")
+    source = commit()  # before what is written here makes the checkout differ
     labels = set(pd.read_csv(results / "table1.csv")["run"])
     kept = []
     for path in sorted((results / "figures").glob("*.png")):
@@ -64,7 +65,7 @@ def record(results: Path, out: Path) -> None:
         write_atomically(out / name, partial(shutil.copyfile, results / name))
     pictures = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in kept)
     page = (
-        f"# Table 1\n\nCommit {commit()}; {machine()}. CPU times are of one thread.\n\n"
+        f"# Table 1\n\nCommit {source}; {machine()}. CPU times are of one thread.\n\n"
         f"{table.read_text(encoding='utf-8')}\n{pictures}\n"
     )
     write_text(out / "README.md", page)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from dklfm.cli import app
 from dklfm.resources import resource_path
+from dklfm.tasks import load_tasks
 
 TABLE = resource_path("p53/expression_mmgmos.csv")
 DATA_FAULT, MODEL_FAULT, STRANGE = 4, 5, 7
@@ -136,3 +137,39 @@ def test_a_missing_model_is_one_line() -> None:
     output = run("infer", TABLE, "--model", "absent", code=MODEL_FAULT).output
     assert output.strip().count("\n") == 0
     assert "no model 'absent'" in output
+
+
+def test_parquet_netcdf_and_stores_are_read_too(
+    streamed_folder: Path, streamed_store: Path, tmp_path: Path
+) -> None:
+    frame = pd.read_csv(TABLE)
+    frame.to_parquet(tmp_path / "table.parquet")
+    few = load_tasks(streamed_store).take([0, 1])
+    few.data.drop_attrs().to_netcdf(tmp_path / "tasks.nc", engine="scipy")
+    for table, tasks in (
+        (tmp_path / "table.parquet", 3),
+        (tmp_path / "tasks.nc", 2),
+        (streamed_store, 32),
+    ):
+        about = json.loads(run("check", table, "--model", streamed_folder, "--json").stdout)
+        assert about["tasks"] == tasks
+    (tmp_path / "broken.nc").write_bytes(b"CDF")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    for name in ("broken.nc", "broken.parquet"):
+        result = run("check", tmp_path / name, "--model", streamed_folder, code=DATA_FAULT)
+        assert name in result.output
+        assert result.output.strip().count("\n") == 0
+
+
+def test_many_tasks_are_written_as_they_are_inferred(
+    streamed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, as the whole at once."""
+    options = ("--model", streamed_folder, "--no-figure", "--at", "5")
+    run("infer", TABLE, *options, "--out", tmp_path / "whole")
+    monkeypatch.setattr("dklfm.cli.asking._CHUNK", 2)
+    run("infer", TABLE, *options, "--out", tmp_path / "parts")
+    whole, parts = (pd.read_csv(tmp_path / name / "posterior.csv") for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-3)
+    data = xr.load_dataset(tmp_path / "parts" / "posterior.nc", engine="scipy")
+    assert data.sizes["task"] == 3

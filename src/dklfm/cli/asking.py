@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,11 +82,11 @@ def infer(
     trained = load(model, device)
     tasks, notes = _read(table, trained.inputs)
     folder = out or Path(f"{'table' if str(table) == '-' else table.stem}-posterior")
-    options = {"at": asked, "refine": refine, "anchors": anchors, "rescale": rescale}
+    options = {"refine": refine, "anchors": anchors, "rescale": rescale}
     strange: list[str] = []
 
     def parts() -> Iterator[Inference]:
-        for found in _inferred(trained, tasks, options):
+        for found in _inferred(trained, tasks, asked, **options):
             strange.extend(found.strange_names)
             yield found
 
@@ -118,7 +119,7 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
     strange: list[str] = []
     said: list[str] = []
     known = False
-    for found in _inferred(trained, tasks, {"at": 1}):
+    for found in _inferred(trained, tasks, 1):
         strange += found.strange_names
         known = "p_embedding" in found.posterior.data
         said = said or list(found.notes)
@@ -261,13 +262,13 @@ def list_systems(as_json: Json = False) -> None:
         typer.echo(f"{name}: {what}")
 
 
-def _inferred(model: Model, tasks: Tasks, options: dict[str, Any]) -> Iterator[Inference]:
+def _inferred(model: Model, tasks: Tasks, at: Any, **options: Any) -> Iterator[Inference]:
+    """In parts, with progress if there are several."""
     from dklfm.progress import progress
 
-    starts = range(0, len(tasks), _CHUNK)
-    for start in progress(starts, "infer") if len(starts) > 1 else starts:
-        chunk = tasks.take(range(start, min(start + _CHUNK, len(tasks))))
-        yield model.infer(chunk, joint=False, **options)
+    parts = model.parts(tasks, at, _CHUNK, **options)
+    total = math.ceil(len(tasks) / _CHUNK)
+    return progress(parts, "infer", total) if total > 1 else parts
 
 
 def _places(at: str | None) -> int | list[float] | None:
@@ -318,8 +319,8 @@ def _read(table: Path, inputs: tuple[str, ...]) -> tuple[Tasks, tuple[str, ...]]
 
         try:
             data = xr.load_dataset(table, engine="scipy")
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{table} is not NetCDF 3: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # what scipy raises for a damaged file is of many types
+            raise DataError(f"{table} cannot be read as NetCDF 3: {error}") from None
         return Tasks(data).checked(), ()
     read = read_table(table, inputs)
     return tasks_from_table(read), read.notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +107,20 @@ class Model:
         Raises:
             DataError: if the model cannot take the tasks, or an anchor names no parameter.
         """
+        (found,) = self.parts(tasks, at, len(tasks), refine, anchors, rescale, joint)
+        return found
+
+    def parts(
+        self,
+        tasks: Tasks,
+        at: int | ArrayLike | None,
+        size: int,
+        refine: bool = False,
+        anchors: Anchors | None = None,
+        rescale: bool = True,
+        joint: bool | None = False,
+    ) -> Iterator[Inference]:
+        """The same for ``size`` tasks at a time; noise and units are those of all together."""
         if anchors and not refine:
             raise DataError("anchors fix parameters of the equation: they need refine")
         notes: list[str] = []
@@ -120,18 +134,21 @@ class Model:
                 "the table states no noise; it was estimated from how smooth the outputs are "
                 f"(median: {share:.0%} of the values' spread)"
             )
-        units = Units.of(tasks, self.scale, self.system.extrapolates, rescale)
+        whole = Units.of(tasks, self.scale, self.system.extrapolates, rescale)
         if rescale:
-            notes += self._about(units, tasks)
-        inside = units.to_domain(tasks)
-        if refine:
-            found = self._refined(inside, anchors or {}, units)
-        else:
-            entries = len(tasks) * tasks["x_query"].shape[1] ** 2
-            keep = entries <= _JOINT_ENTRIES if joint is None else joint
-            found = self.trained.infer(inside, joint=keep)
+            notes += self._about(whole)
         notes.append(self.system.scale_note)
-        return Inference(tasks, _back(found, units), self.system, self.inputs, tuple(notes))
+        for start in range(0, len(tasks), size):
+            chosen = slice(start, start + size)
+            units, some = whole.take(chosen), Tasks(tasks.data.isel(task=chosen))
+            inside = units.to_domain(some)
+            if refine:
+                found = self._refined(inside, anchors or {}, units)
+            else:
+                entries = len(some) * some["x_query"].shape[1] ** 2
+                keep = entries <= _JOINT_ENTRIES if joint is None else joint
+                found = self.trained.infer(inside, joint=keep)
+            yield Inference(some, _back(found, units), self.system, self.inputs, tuple(notes))
 
     def _refined(self, tasks: Tasks, anchors: Anchors, units: Units) -> Posterior:
         names = set(self.system.parameters)
@@ -192,7 +209,7 @@ class Model:
             tasks.data.drop_dims("query").assign(x_query=(("task", "query", "axis"), query))
         )
 
-    def _about(self, units: Units, tasks: Tasks) -> list[str]:
+    def _about(self, units: Units) -> list[str]:
         """How the table's units were changed, in words."""
 
         def spread(values: Array) -> str:

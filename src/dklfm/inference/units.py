@@ -75,6 +75,10 @@ class Units:
             factor[own] = usual / size
         return cls(low, origin, rate, factor)
 
+    def take(self, tasks: slice) -> Units:
+        """Those of some tasks."""
+        return Units(self.low, self.origin[tasks], self.rate[tasks], self.factor[tasks])
+
     def inputs(self, x: Array) -> Array:
         """``task x point x axis`` of the table to those of the domain."""
         return self.low + self.rate[:, None] * (x - self.origin[:, None])

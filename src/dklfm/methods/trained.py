@@ -28,7 +28,8 @@ from dklfm.model import (
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
-_MOST_TASKS = 256
+_MOST_TASKS = 64
+"""Larger batches leave the cache, and are slower."""
 _BATCH_ENTRIES = 20_000_000
 """Matrix entries computed at once: about a gigabyte of float64 work space."""
 

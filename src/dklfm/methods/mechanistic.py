@@ -37,7 +37,7 @@ _FORCE = "coefficients"
 _ANCHOR_SD = 0.01
 """Of the logarithm of an anchored parameter."""
 _DIFFERENCE = 1e-4
-"""Step of central differences by θ, in prior standard deviations."""
+"""Step of differences by θ, in prior standard deviations."""
 _MODES = 2
 _MODE_ITERATIONS = 40
 _FORCE_ITERATIONS = 8
@@ -246,12 +246,9 @@ class Problem:
         linear = self.linearise(theta[None], z[None])
         if not self.parameters:
             return linear.residual[0], linear.residual_gradient[0]
-        moves = _DIFFERENCE * np.eye(self.parameters)
-        both = self.residual(
-            np.vstack([theta + moves, theta - moves]), np.tile(z, (2 * self.parameters, 1))
-        )
-        up, down = both[: self.parameters], both[self.parameters :]
-        by_theta = (up - down).T / (2 * _DIFFERENCE)
+        moved = theta + _DIFFERENCE * np.eye(self.parameters)
+        found = self.residual(moved, np.tile(z, (self.parameters, 1)))
+        by_theta = (found - linear.residual).T / _DIFFERENCE
         return linear.residual[0], np.hstack([by_theta, linear.residual_gradient[0]])
 
     def derivatives(self, theta: Array, z: Array) -> tuple[Array, Array]:
@@ -296,7 +293,9 @@ class Problem:
         for _ in range(_FORCE_ITERATIONS if self.coefficients else 0):
             linear = self.linearise(theta[active], z[active])
             hessian[active] = _hessian(linear.residual_gradient)
-            step = np.linalg.solve(hessian[active], _gradient(z[active], linear)[..., None])[..., 0]
+            gradient = _gradient(z[active], linear)
+            step = np.linalg.solve(hessian[active], gradient[..., None])[..., 0]
+            expected = 0.5 * np.einsum("sn,sn->s", gradient, step)
             gain = np.zeros(len(active))
             for share in (1.0, 0.3, 0.1):
                 left = np.flatnonzero(gain <= 0)
@@ -308,7 +307,8 @@ class Problem:
                 gain[left] = energy[chosen] - new
                 better = gain[left] > 0
                 z[chosen[better]], energy[chosen[better]] = candidate[better], new[better]
-            active = active[gain > self.tolerance]
+            # Where the energy falls as its quadratic model says, the step has led to the minimum.
+            active = active[(gain > 0) & (np.abs(gain - expected) > self.tolerance)]
             if not len(active):
                 break
         return z, -energy - 0.5 * np.linalg.slogdet(hessian)[1]

@@ -27,7 +27,7 @@ best: env
 
 ship: env
 	$(BIN)/dklfm stage ship results/best/model/transcription_genes_stream_seed0-* src/dklfm/weights/transcription
-	$(BIN)/dklfm stage ship results/best/model/lotka_volterra_best_stream_seed0-* src/dklfm/weights/lotka_volterra
+	$(BIN)/dklfm stage ship results/best/model/lotka_volterra_free_stream_seed0-* src/dklfm/weights/lotka_volterra
 	$(BIN)/dklfm stage ship results/best/model/reaction_diffusion_best_stream_seed0-* src/dklfm/weights/reaction_diffusion
 
 record: env

@@ -46,10 +46,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(content=st.one_of(tables(), st.binary(max_size=200)))
 def test_a_file_is_a_table_or_one_line_of_error(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+    said, observed = "", False
     try:
-        tasks = tasks_from_table(read_table(path))
+        observed = bool(np.isfinite(tasks_from_table(read_table(path))["y"]).any())
     except DataError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert np.isfinite(tasks["y"]).any()
+        said = str(error)
+    assert observed or (str(path) in said and "\n" not in said)

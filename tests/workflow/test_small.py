@@ -144,7 +144,11 @@ def test_index_leads_to_stored_products(finished: Path) -> None:
         *(f"small/{method}/seed0/test" for method in ("neural_process", "mechanistic", "alfi")),
         "fitted/deeplfm/seed0/test",
         *(f"streamed/dklfm_stream/seed0/test{suffix}" for suffix in ("", "@regular6", "@one_gene")),
-        *(f"streamed/mechanistic/seed0/test{suffix}" for suffix in ("", "@one_gene")),
+        *(
+            f"streamed/{method}/seed0/test{suffix}"
+            for method in ("mechanistic", "dklfm_refined")
+            for suffix in ("", "@one_gene")
+        ),
     }
     for paths in index.values():
         for kind, path in paths.items():
@@ -154,7 +158,8 @@ def test_index_leads_to_stored_products(finished: Path) -> None:
 
 def test_table_compares_every_method_of_a_run(finished: Path) -> None:
     every = pd.read_csv(finished / "results" / "table1.csv").set_index("method")
-    assert set(every[every["run"] == "streamed"].index) == {"dklfm_stream", "mechanistic"}
+    streamed = every[every["run"] == "streamed"]
+    assert set(streamed.index) == {"dklfm_stream", "dklfm_refined", "mechanistic"}
     table = every[every["run"] == "small"]
     assert set(table.index) == {"dklfm", "neural_process", "mechanistic", "alfi"}
     assert table["latent_mse"].notna().all()
@@ -178,7 +183,7 @@ def test_second_run_has_nothing_to_do(finished: Path) -> None:
 def test_changed_training_option_reruns_training_and_what_follows_only(finished: Path) -> None:
     jobs = planned_jobs(snakemake(finished, "--dry-run", epochs=3))
     assert jobs == {
-        "train": 4, "infer": 7, "score": 7, "scores": 1, "table": 1, "figure": 8, "index": 1,
+        "train": 4, "infer": 9, "score": 9, "scores": 1, "table": 1, "figure": 8, "index": 1,
         "all": 1,
     }  # fmt: skip
 

@@ -68,7 +68,7 @@ def evaluate(
     """
     import json
 
-    scores = _scores(model, tasks, device)
+    scores = _scores(_folder(model), tasks, device)
     if as_json:
         typer.echo(json.dumps(scores))
         return
@@ -99,11 +99,10 @@ def finetune(
     from dklfm import training
     from dklfm.artifacts import MANIFEST, read_json
     from dklfm.config import resolved
-    from dklfm.inference import shipped
     from dklfm.model import ModelCard
     from dklfm.tasks import load_tasks
 
-    begun = shipped().get(str(model), model)
+    begun = _folder(model)
     spec = ModelCard.read(begun).spec
     epochs = max(1, round(share * spec.training.epochs))
     changes = {
@@ -126,6 +125,13 @@ def finetune(
     typer.echo(f"{'':24} {'before':>10} {'after':>10}")
     for name in before:
         typer.echo(f"{name:24} {before[name]:10.4g} {after[name]:10.4g}")
+
+
+def _folder(model: Path) -> Path:
+    """Of a model, which may be one of this package's by its name."""
+    from dklfm.inference import shipped
+
+    return shipped().get(str(model), model)
 
 
 def _scores(model: Path, tasks: Path, device: str) -> dict[str, float]:

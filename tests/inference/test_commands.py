@@ -31,7 +31,7 @@ def test_inference_writes_table_dataset_figure_and_report(
     out = tmp_path / "out"
     result = run("infer", TABLE, "--model", streamed_folder, "--out", out)
     names = {path.name for path in out.iterdir()}
-    assert names == {"posterior.csv", "posterior.nc", "report.md", "figure.png", "figure.pdf"}
+    assert names == {"posterior.csv", "posterior.nc", "report.md", "figure.png"}
     rows = pd.read_csv(out / "posterior.csv")
     assert len(rows) == 3 * 6 * 51
     assert set(rows["quantity"]) == {"force", "DDB2", "BIK", "TNFRSF10B", "CDKN1A", "SESN1"}

@@ -68,7 +68,7 @@ def infer(
     """Infer the hidden force of measured time courses.
 
     The table is tidy (time, output, value and optionally sd, replicate, task) or has a column an
-    output. Writes posterior.csv, posterior.nc, figure.png, figure.pdf and report.md.
+    output. Writes posterior.csv, posterior.nc, figure.png and report.md.
 
     Example: `dklfm infer resources/p53/expression_mmgmos.csv --model transcription --out p53`
     """

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from dklfm.figures.style import FORCE, RC
 from dklfm.methods import Posterior
@@ -29,7 +29,7 @@ def draw_calibration(tasks: Tasks, posterior: Posterior, system: System) -> Figu
     inside = regions(test)["test"]
     found = posterior.at(test)
     z = (test["f"] - found["force_mean"])[:, inside] / found["force_sd"][:, inside]
-    ranks = norm.cdf(z)
+    ranks = ndtr(z)
     levels = np.linspace(0, 1, 51)
     within = np.stack([(np.abs(2 * ranks - 1) <= level).mean(1) for level in levels], axis=1)
     edges = np.linspace(0, 1, _BINS + 1)

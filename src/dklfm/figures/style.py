@@ -47,9 +47,10 @@ def band(
     axes.plot(x, mean, color=color, lw=1.4, label=label)
 
 
-def save(figure: Figure, stem: Path) -> None:
+def save(figure: Figure, stem: Path, suffixes: tuple[str, ...] = ("pdf", "png")) -> None:
     """Write ``stem.pdf`` and ``stem.png``."""
-    for suffix in ("pdf", "png"):
+    for suffix in suffixes:
         metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
         write = partial(figure.savefig, format=suffix, metadata=metadata)
         write_atomically(stem.with_suffix(f".{suffix}"), write)
+        figure.set_layout_engine("none")  # the second file keeps the layout of the first

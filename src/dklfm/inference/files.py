@@ -38,7 +38,7 @@ def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Infer
         if figure:
             from dklfm.figures import save as save_figure
 
-            save_figure(first.plot(), scratch / "figure")
+            save_figure(first.plot(), scratch / "figure", ("png",))
         for path in sorted(scratch.iterdir()):
             os.replace(path, folder / path.name)
     return first

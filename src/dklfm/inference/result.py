@@ -158,7 +158,7 @@ class Inference:
         return report(self, len(self.tasks), self.strange_names)
 
     def save(self, folder: Path) -> None:
-        """Write posterior.csv, posterior.nc, report.md and figure.png, .pdf into a folder."""
+        """Write posterior.csv, posterior.nc, report.md and figure.png into a folder."""
         from dklfm.inference.files import save
 
         save([self], folder)

@@ -12,9 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.optimize import minimize
 from scipy.special import ndtr
-from scipy.stats import multivariate_t
 
 from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
@@ -65,6 +63,8 @@ class MechanisticReactionDiffusion(ExactReactionDiffusion):
         self.config = config
 
     def _fit(self, problem: _Problem) -> TaskPosterior:
+        from scipy.stats import multivariate_t  # slow to import, and needed here alone
+
         rng = np.random.default_rng(0)  # the proposals' only; the same for every task
         free = len(problem.priors)
 
@@ -153,6 +153,8 @@ def _laplace(objective: Callable[[Array], float], start: Array) -> tuple[Array, 
     The posterior of a long, nearly noise-free task is thousands of times narrower than the prior:
     differences are taken over half a conditional standard deviation, found on the way.
     """
+    from scipy.optimize import minimize
+
     mode = minimize(objective, start, method="BFGS", options={"eps": 1e-4, "gtol": 1e-2}).x
     steps = np.full(len(mode), 1e-2)
     for _ in range(_NEWTON_STEPS):

@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import logsumexp, softmax
-from scipy.stats import multivariate_t
 
 from dklfm.errors import DklfmError
 
@@ -72,6 +70,8 @@ def tempered(sample: Sample, least: float) -> Sample:
         sample: of importance sampling.
         least: effective size to keep, as a share of the number of draws.
     """
+    from scipy.optimize import brentq
+
     goal = least * len(sample.weights)
     logs = np.log(np.maximum(sample.weights, np.finfo(float).tiny))
 
@@ -149,6 +149,8 @@ def importance(
         count: draws in all.
         rng: the source of randomness.
     """
+    from scipy.stats import multivariate_t  # slow to import, and not needed by trained models
+
     size = len(mean)
     slope = coordinates.slopes(mean[None])[0]
     centre = coordinates.of_theta(mean[None])[0]

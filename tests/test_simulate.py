@@ -194,3 +194,19 @@ def test_settings_that_are_no_simulation_are_refused(tmp_path: Path, spec: Spec,
     with pytest.raises(ConfigError, match=says):
         simulated(spec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_uneven_noise_differs_between_outputs_and_observations(
+    simulation_spec: Spec, tmp_path: Path
+) -> None:
+    simulation_spec["tasks"]["mesh"] = {"points": 30}
+    noise = {"name": "uneven", "low": 0.1, "high": 0.1001, "spread": 0.7}
+    simulation_spec["tasks"] |= {"noise": noise}
+    tasks = simulated(simulation_spec, tmp_path)
+    logs = np.log(tasks["y_sd"] / (0.1 * tasks["h"].std(-1, keepdims=True)))
+    assert abs(logs.mean()) < 0.1
+    assert abs(logs.std() - 0.7) < 0.1
+    within = logs.std(-1, ddof=1)
+    np.testing.assert_allclose(np.sqrt(np.square(within).mean()), 0.7 * np.sqrt(0.5), rtol=0.15)
+    white = (tasks["y"] - tasks["h"]) / tasks["y_sd"]
+    assert abs(white.std() - 1) < 0.1

@@ -96,6 +96,22 @@ def _bare_number(value: Any) -> Any:
     return value
 
 
+class Uneven(LogUniform):
+    """A level drawn like ``loguniform`` for a task, and factors on it for each observation.
+
+    The logarithms of the factors are normal with standard deviation ``spread``, half of their
+    variance shared by the observations of an output: measurement errors as tables state them.
+    """
+
+    name: Literal["uneven"] = "uneven"  # type: ignore[assignment]  # narrows the tag
+    spread: Annotated[float, Field(ge=0, le=3)] = 0.7
+
+    def factors(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Factors of one task's observations, ``output x point``."""
+        logs = rng.standard_normal(shape) + rng.standard_normal((shape[0], 1))
+        return np.exp(self.spread * np.sqrt(0.5) * logs)
+
+
 Distribution = Annotated[
     Annotated[Constant | Uniform | LogUniform | LogNormal, Field(discriminator="name")],
     BeforeValidator(_bare_number),
@@ -103,7 +119,14 @@ Distribution = Annotated[
 """A prior over one number. In YAML: ``2.0`` or ``{name: uniform, low: 1, high: 3}``."""
 
 
-def positive(distribution: Distribution) -> Distribution:
+Noise = Annotated[
+    Annotated[Constant | Uniform | LogUniform | LogNormal | Uneven, Field(discriminator="name")],
+    BeforeValidator(_bare_number),
+]
+"""The same, or a noise that differs between a task's observations."""
+
+
+def positive(distribution: Distribution | Noise) -> Distribution | Noise:
     """Refuse a prior that reaches zero or below.
 
     Raises:

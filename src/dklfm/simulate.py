@@ -21,6 +21,7 @@ from dklfm.artifacts import save_dataset, write_atomically
 from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, resolved, validate
 from dklfm.errors import ConfigError, DklfmError
 from dklfm.progress import progress
+from dklfm.settings import Uneven
 from dklfm.systems import System, stack
 from dklfm.tasks import DIMENSIONS, SPLITS, Tasks
 
@@ -57,6 +58,8 @@ def simulate(
     h, f = solution.outputs[..., :points], solution.force[:, :points]
     level = np.array([config.noise.sample(streams[2]) for streams in generators])
     y_sd = np.broadcast_to(level[:, None, None] * h.std(-1, keepdims=True), h.shape)
+    if isinstance(config.noise, Uneven):
+        y_sd = y_sd * np.stack([config.noise.factors(s[2], h[0].shape) for s in generators])
     white = np.stack([streams[2].standard_normal(h[0].shape) for streams in generators])
     white_force = np.stack([streams[2].standard_normal(points) for streams in generators])
     return {

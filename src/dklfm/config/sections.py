@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from dklfm.settings import Constant, Distribution, Section, positive
+from dklfm.settings import Constant, Noise, Section, positive
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -58,7 +58,7 @@ class TasksConfig(Section):
     mesh: Mesh = Mesh()
     query: Annotated[int, Field(ge=2, le=2000)] = 61
     extrapolate: Annotated[float, Field(ge=0, le=5)] = 0.0
-    noise: Annotated[Distribution, AfterValidator(positive)] = Constant(value=0.02)
+    noise: Annotated[Noise, AfterValidator(positive)] = Constant(value=0.02)
     force_noise: Annotated[float, Field(ge=0)] = 0.02
 
 

@@ -10,7 +10,7 @@ from dklfm.tasks import Tasks
 Array = NDArray[np.float64]
 _SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4])
 """Of an output's deviation that may be noise."""
-_LENGTHSCALES = np.array([0.05, 0.1, 0.2, 0.4])
+_LENGTHSCALES = np.array([0.07, 0.1, 0.2, 0.4])
 """Of its change, as shares of the inputs' span."""
 _MOST_POINTS = 100
 _BATCH = 2000

@@ -22,7 +22,7 @@ from dklfm.tasks import Tasks
 GENES = 5
 PRIOR: dict[str, Any] = {
     "name": "transcription",
-    "genes": GENES,
+    "genes": 20,
     "prior": {"name": "lognormal", "spread": 0.3},
 }
 
@@ -37,7 +37,9 @@ def simulated(count: int, seed: int, **changes: Any) -> Tasks:
     system = parse_system(PRIOR | changes, "benchmark")
     config: TasksConfig = validate(TasksConfig, settings, "benchmark")
     codes = np.full(count, 2, dtype=np.int8)
-    return assemble(system, codes, simulate(system, config, codes, np.arange(count)))
+    tasks = assemble(system, codes, simulate(system, config, codes, np.arange(count)))
+    each = np.arange(count).astype(str).astype(object)
+    return Tasks(tasks.data.isel(output=slice(GENES)).assign(experiment=("task", each)))
 
 
 def noisier(tasks: Tasks, factor: float) -> Tasks:

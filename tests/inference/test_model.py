@@ -135,7 +135,9 @@ def test_anchors_are_read_from_options() -> None:
 def test_noise_alone_is_unlike_the_training_and_its_tasks_are_not(
     model: Model, streamed_store: Path
 ) -> None:
-    own = load_tasks(streamed_store)
+    stored = load_tasks(streamed_store)
+    each = np.arange(len(stored)).astype(str).astype(object)
+    own = Tasks(stored.data.assign(experiment=("task", each)))
     plain = model.infer(own, at=3, rescale=False)
     assert plain.strange.mean() < 0.3
     rng = np.random.default_rng(0)

@@ -148,7 +148,16 @@ class Model:
                 entries = len(some) * some["x_query"].shape[1] ** 2
                 keep = entries <= _JOINT_ENTRIES if joint is None else joint
                 found = self.trained.infer(inside, joint=keep)
+            if not rescale and not refine:
+                found = self._compared(found, some)
             yield Inference(some, _back(found, units), self.system, self.inputs, tuple(notes))
+
+    def _compared(self, found: Posterior, tasks: Tasks) -> Posterior:
+        """With p-values of the tasks as if rescaled: what they are compared with is."""
+        filled = Units.of(tasks, self.scale, self.system.extrapolates).to_domain(tasks)
+        other = self.trained.infer(filled).data
+        names = [name for name in ("p_embedding", "p_outputs") if name in other]
+        return Posterior(found.data.assign({name: other[name] for name in names}))
 
     def _refined(self, tasks: Tasks, anchors: Anchors, units: Units) -> Posterior:
         names = set(self.system.parameters)

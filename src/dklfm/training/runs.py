@@ -36,7 +36,7 @@ from dklfm.training.trainer import Trainer
 log = logging.getLogger(__name__)
 _NORMAL_95 = 1.959964
 _CHECKPOINT_SECONDS = 20.0
-_TRUST_TASKS = 2048
+_TRUST_TASKS = 6144
 
 
 def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
@@ -119,7 +119,7 @@ def run(
     write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
     factor = calibration_factor(trainer.model, trainer.scale, tasks.split("validation"))
     if isinstance(trainer, StreamTrainer):
-        trust = Trust.fit(trainer.model, trainer.contexts(_TRUST_TASKS))
+        trust = Trust.fit(trainer.model, trainer.scale, trainer.contexts(_TRUST_TASKS))
         if trust is not None:
             trust.save(folder)
     save_model(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dklfm.config import OperatorConfig, StreamConfig, TasksConfig, TrainSpec
+from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig, TrainSpec
 from dklfm.errors import DataError
 from dklfm.model import Batch, ForceModel, OperatorLFM, Scale
 from dklfm.simulate import assemble, parse_spec, simulate
@@ -55,18 +55,36 @@ class StreamTrainer(Trainer):
         return self.epoch * self.stream.tasks
 
     def contexts(self, count: int) -> Iterator[Batch]:
-        """Observations of so many tasks that no epoch sees, thinned as in training."""
+        """Observations of so many tasks that no epoch sees: thinned as in training, or on grids.
+
+        Every other batch is on an even grid of any number of points that training has seen, which
+        is how tables are.
+        """
         config, batch = self.tasks_config, self.spec.training.batch_size
+        least = self.stream.least_points or config.mesh.points
         for part in range(math.ceil(count / batch)):
-            if self.stream.meshes:
-                mesh = self.stream.meshes[part % len(self.stream.meshes)]
-                config = config.model_copy(update={"mesh": mesh})
+            mesh = (
+                self.stream.meshes[part % len(self.stream.meshes)] if self.stream.meshes else None
+            )
+            if part % 2 and len(self.system.axes) == 1:
+                points = int(
+                    torch.randint(least, config.mesh.points + 1, (), generator=self.generator)
+                )
+                mesh = Mesh(spacing="regular", points=max(2, points))
+            chosen = config.model_copy(update={"mesh": mesh or config.mesh})
             last = (2 + self.spec.seed) * _STREAM_STRIDE - 1
             indices = last - part * batch - np.arange(batch)
             codes = np.zeros(batch, dtype=np.int8)
-            arrays = simulate(self.system, config, codes, indices)
-            pair = self._pair(assemble(self.system, codes, arrays))
-            yield self._augmented(*pair)[1]
+            arrays = simulate(self.system, chosen, codes, indices)
+            truth, context = self._pair(assemble(self.system, codes, arrays))
+            if part % 2 and len(self.system.axes) == 1:
+                outputs = self._subset(context.y.shape[1], self.stream.least_outputs)
+                if outputs is not None:
+                    alike = self.model.exchangeable
+                    context = context.outputs(outputs) if alike else context.only(outputs)
+                yield context
+            else:
+                yield self._augmented(truth, context)[1]
 
     def _epoch_tasks(self) -> tuple[Batch, Batch]:
         return self._pair(self._simulated(self.epoch))

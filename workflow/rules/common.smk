@@ -18,7 +18,9 @@ RESULTS = str(CONFIG.results)
 
 # Jobs run in the environment of Snakemake itself, activated or not, and trust the files whose
 # systems the config names.
-FILES = {e.system.source[0].rpartition(":")[0] for e in CONFIG.experiments.values() if e.system.source}
+FILES = {
+    e.system.source[0].rpartition(":")[0] for e in CONFIG.experiments.values() if e.system.source
+}
 shell.prefix(
     f'export PATH="{Path(sys.executable).parent}:$PATH";'
     f" export DKLFM_TRUST={shlex.quote(os.pathsep.join(sorted(FILES)))}; "

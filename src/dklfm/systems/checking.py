@@ -26,7 +26,8 @@ def check_system(system: System) -> Iterator[Finding]:
     """Every promise in turn; an exception in the system's own code is a fault too."""
     for promise, look in _PROMISES.items():
         try:
-            fault = look(system)
+            with np.errstate(all="ignore"):  # what is not finite is a finding, not a warning
+                fault = look(system)
         except Exception as error:  # whatever another's code raises
             fault = f"{type(error).__name__}: {error}"
         yield Finding(promise, fault or "")

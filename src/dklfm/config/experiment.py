@@ -98,11 +98,10 @@ class Experiment(Section):
     ``test_systems`` are changes of the system under which the models are tested too, such as
     another number of genes. References fit the tasks of the splits ``references_on``; there,
     with ``refine``, the posterior of the streamed model is refined too, or else that of the model
-    of stored tasks. With
-    ``prior_from`` the system is first fitted to those measurements (to the ``prior_tasks`` among
-    them, or to all), and tasks are simulated from the parameters' posterior. ``curve`` are numbers
-    of training tasks that models are trained with too, as many steps as with the experiment's own
-    number, to see how the error falls.
+    of stored tasks. With ``prior_from`` the system is first fitted to those measurements (to the
+    ``prior_tasks`` among them, or to all), and tasks are simulated from the parameters' posterior.
+    ``curve`` are numbers of training tasks that models are trained with too, as many steps as with
+    the experiment's own number, to see how the error falls.
     """
 
     system: AnySystem

@@ -255,7 +255,7 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
                     short = Stage("model", name, of_fewer, (tasks,))
                     posterior = Stage("posterior", name, {}, (short, simulated))
                     yield evaluation(method, seed, f"test@{split}", posterior)
-            if experiment.refine is not None and (method, named, spec) == routes[-1]:
+            if experiment.refine is not None and method == routes[-1][0]:
                 for split in experiment.references_on:
                     about = {"refine": resolved(experiment.refine)}
                     name = f"{named}_refined_seed{seed}_{targets[split].label}"

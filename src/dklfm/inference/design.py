@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dklfm.errors import DataError
 from dklfm.inference.model import Model
-from dklfm.inference.noise import estimated_noise
+from dklfm.inference.noise import with_noise
 from dklfm.inference.units import Units
 from dklfm.methods.mechanistic import Mode, Problem
 from dklfm.methods.refined import Refined
@@ -73,8 +73,7 @@ def design(model: Model, tasks: Tasks, at: int | ArrayLike | None = None) -> lis
     """
     asked = model.asked(tasks, at)
     if "y_sd" not in asked:
-        dims = ("task", "output", "point")
-        asked = Tasks(asked.data.assign(y_sd=(dims, estimated_noise(asked))))
+        asked = with_noise(asked)
     units = Units.of(asked, model.scale, model.system.extrapolates)
     refined = Refined(model.trained, model.system)
     found = []

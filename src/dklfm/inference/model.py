@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dklfm.config import RefinementConfig, parse_system
 from dklfm.errors import DataError, ModelError
-from dklfm.inference.noise import estimated_noise
+from dklfm.inference.noise import with_noise
 from dklfm.inference.result import Inference
 from dklfm.inference.units import Units
 from dklfm.methods import Posterior, Refined, TrainedModel
@@ -126,10 +126,8 @@ class Model:
         notes: list[str] = []
         tasks = self.asked(tasks, at)
         if "y_sd" not in tasks:
-            noise = estimated_noise(tasks)
-            dims = ("task", "output", "point")
-            tasks = Tasks(tasks.data.assign(y_sd=(dims, noise)))
-            share = np.nanmedian(noise) / np.maximum(np.nanstd(tasks["y"]), 1e-300)
+            tasks = with_noise(tasks)
+            share = np.nanmedian(tasks["y_sd"]) / np.maximum(np.nanstd(tasks["y"]), 1e-300)
             notes.append(
                 "the table states no noise; it was estimated from how smooth the outputs are "
                 f"(median: {share:.0%} of the values' spread)"
@@ -148,7 +146,7 @@ class Model:
                 entries = len(some) * some["x_query"].shape[1] ** 2
                 keep = entries <= _JOINT_ENTRIES if joint is None else joint
                 found = self.trained.infer(inside, joint=keep)
-            if not rescale and not refine:
+            if refine or not rescale:
                 found = self._compared(found, some)
             yield Inference(some, _back(found, units), self.system, self.inputs, tuple(notes))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dklfm.tasks import Tasks
+from dklfm.tasks import DIMENSIONS, Tasks
 
 Array = NDArray[np.float64]
 _SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4])
@@ -14,6 +14,11 @@ _LENGTHSCALES = np.array([0.07, 0.1, 0.2, 0.4])
 """Of its change, as shares of the inputs' span."""
 _MOST_POINTS = 100
 _BATCH = 2000
+
+
+def with_noise(tasks: Tasks) -> Tasks:
+    """The tasks with the noise that is estimated as theirs."""
+    return Tasks(tasks.data.assign(y_sd=(DIMENSIONS["y_sd"], estimated_noise(tasks))))
 
 
 def estimated_noise(tasks: Tasks) -> Array:

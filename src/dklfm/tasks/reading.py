@@ -33,16 +33,11 @@ class RawTable:
             source.
         source: what to call it in errors.
         comma: whether a decimal comma is possible.
-        notes: what was understood beyond the plain format.
     """
 
     cells: pd.DataFrame
     source: str
     comma: bool = False
-    notes: tuple[str, ...] = ()
-
-    def noted(self, *notes: str) -> RawTable:
-        return replace(self, notes=self.notes + notes)
 
     def numbers(self, column: str, missing: bool = True) -> NDArray[np.float64]:
         """A column as numbers, NaN where a cell says that it holds none.

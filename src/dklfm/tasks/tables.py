@@ -108,7 +108,7 @@ def _understood(raw: RawTable, inputs: tuple[str, ...]) -> Table:
             row = rows.index[int(wrong.to_numpy().argmax())]
             raise DataError(f"{raw.source}, row {row}: {fault}")
     rows, repeated = _distinct(rows, inputs, raw.source)
-    notes = (*raw.notes, *notes, *repeated)
+    notes = (*notes, *repeated)
     rows["row"] = rows.index
     rows = rows.sort_values(list(reversed(inputs)), kind="stable", ignore_index=True)
     return Table(rows, inputs, raw.source, notes)

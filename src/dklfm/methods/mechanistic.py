@@ -258,20 +258,18 @@ class Problem:
             ``query x unknown`` and ``output x query x unknown``.
         """
         linear = self.linearise(theta[None], z[None], queries=True)
-        moves = _DIFFERENCE * np.eye(self.parameters)
-        many = np.vstack([theta + moves, theta - moves])
-        x = np.broadcast_to(
-            self.x[self.points :], (len(many), len(self.x) - self.points, self.x.shape[1])
-        )
+        many = theta + _DIFFERENCE * np.eye(self.parameters)
+        x = np.broadcast_to(self.x, (len(many), *self.x.shape))
         moved = self.system.solve(self.draws(many, np.tile(z, (len(many), 1))), x)
 
-        def by_theta(values: Array) -> Array:
-            up, down = values[: self.parameters], values[self.parameters :]
-            return np.moveaxis((up - down) / (2 * _DIFFERENCE), 0, -1)
+        def both(moved: Array, at: Array, by_z: Array) -> Array:
+            by_theta = np.moveaxis((moved - at) / _DIFFERENCE, 0, -1)
+            return np.concatenate([by_theta, by_z[0]], -1)[..., -len(linear.force[0]) :, :]
 
-        force = np.concatenate([by_theta(moved.force), linear.force_gradient[0]], -1)
-        of_outputs = linear.output_gradient[0][:, self.points :]
-        return force, np.concatenate([by_theta(moved.outputs), of_outputs], -1)
+        return (
+            both(moved.force[:, self.points :], linear.force, linear.force_gradient),
+            both(moved.outputs, linear.outputs, linear.output_gradient),
+        )
 
     def maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         """The most probable z of each θ, and log p(θ, y) by Laplace's approximation there."""

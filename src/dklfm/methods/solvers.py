@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dklfm.methods.variational import GaussianPosterior, InducingForce, Observations, eye
 from dklfm.systems import System
+from dklfm.systems.ode import hermite
 
 Rates = Mapping[str, Tensor]
 """An equation's parameters by their names."""
@@ -72,8 +73,9 @@ class OrdinarySolver(Solver):
         left = position.nan_to_num().long().clamp(max=steps - 1)
         s, nodes = position - left, eye(steps + 1)
         at, after = nodes[left[:, 0]], nodes[left[:, 0] + 1]
-        self.by_state = (1 + 2 * s) * (1 - s) ** 2 * at + s**2 * (3 - 2 * s) * after
-        self.by_slope = self.step * (s * (1 - s) ** 2 * at + s**2 * (s - 1) * after)
+        by_y0, by_m0, by_y1, by_m1 = hermite(s)
+        self.by_state = by_y0 * at + by_y1 * after
+        self.by_slope = self.step * (by_m0 * at + by_m1 * after)
 
     def __call__(self, v: Tensor, force: InducingForce, rates: Rates) -> Tensor:
         h, rate, shape = self.step, self.system.rate, (len(v), len(self.system.outputs))

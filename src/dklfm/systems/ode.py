@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,15 @@ from dklfm.systems.base import Array
 
 RightHandSide = Callable[[float, Array], Array]
 """``rhs(t, state)`` with ``task x state`` arrays in and out."""
+
+
+def hermite(s: Any) -> tuple[Any, Any, Any, Any]:
+    """Cubic Hermite weights at a share s of a step; arithmetic only, for arrays of any library.
+
+    Returns:
+        Of the value and the slope a step at the start, and of both at the end.
+    """
+    return (1 + 2 * s) * (1 - s) ** 2, s * (1 - s) ** 2, s**2 * (3 - 2 * s), s**2 * (s - 1)
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,8 @@ class Trajectory:
         task = np.arange(t.shape[0])[:, None]
         y0, y1 = self.states[left, task], self.states[left + 1, task]
         m0, m1 = self.slopes[left, task] * self.step, self.slopes[left + 1, task] * self.step
-        value = (
-            (1 + 2 * s) * (1 - s) ** 2 * y0
-            + s * (1 - s) ** 2 * m0
-            + s**2 * (3 - 2 * s) * y1
-            + s**2 * (s - 1) * m1
-        )
-        return np.moveaxis(value, -1, 1)
+        by_y0, by_m0, by_y1, by_m1 = hermite(s)
+        return np.moveaxis(by_y0 * y0 + by_m0 * m0 + by_y1 * y1 + by_m1 * m1, -1, 1)
 
 
 def rk4(rhs: RightHandSide, initial: Array, start: float, stop: float, steps: int) -> Trajectory:

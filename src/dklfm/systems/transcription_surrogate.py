@@ -9,11 +9,12 @@ neighbouring nodes the integral is exact for any decay.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dklfm.systems.base import Array, Draw, Linearisation, Solution
+from dklfm.systems.ode import hermite
 from dklfm.systems.transcription import Transcription
 
 _REACH = 2.0
@@ -142,14 +143,14 @@ class TranscriptionSurrogate(Transcription):
         for i in range(basis.panels):
             states[:, i + 1] = kept * states[:, i] + gained[:, :, i]
         slopes = basis.width * drive[:, ::2, None] - rate[:, None] * states
-        by_state, by_slope = _hermite(times / basis.width, basis.panels)
+        by_state, by_slope = _interpolation(times / basis.width, basis.panels)
         found = by_state @ states.reshape(*states.shape[:2], -1)
         found += by_slope @ slopes.reshape(*slopes.shape[:2], -1)
         found = found.reshape(*found.shape[:2], *states.shape[2:])
         return draws["sensitivity"][..., None, None] * np.moveaxis(found, 1, 2)
 
 
-def _hermite(position: Array, panels: int) -> tuple[Array, Array]:
+def _interpolation(position: Array, panels: int) -> tuple[Array, Array]:
     """Cubic Hermite weights of values and slopes at the panels' ends.
 
     Args:
@@ -160,9 +161,6 @@ def _hermite(position: Array, panels: int) -> tuple[Array, Array]:
         Twice ``... x point x (panel + 1)``.
     """
     left = np.clip(np.floor(position).astype(int), 0, panels - 1)
-    s = (position - left)[..., None]
-    ends: Any = np.eye(panels + 1)
-    at, after = ends[left], ends[left + 1]
-    value = (1 + 2 * s) * (1 - s) ** 2 * at + s**2 * (3 - 2 * s) * after
-    slope = s * (1 - s) ** 2 * at + s**2 * (s - 1) * after
-    return value, slope
+    at, after = (np.eye(panels + 1)[end] for end in (left, left + 1))
+    by_y0, by_m0, by_y1, by_m1 = hermite((position - left)[..., None])
+    return by_y0 * at + by_y1 * after, by_m0 * at + by_m1 * after

@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
+from scipy.stats import t as student
 
+from dklfm.marginals import Marginals, fit_tails
 from dklfm.methods import COSTS, Posterior
 from dklfm.scores import (
     ABOUT,
     COLUMNS,
     METRICS,
-    covered,
     expected_activity,
-    gaussian_crps,
-    gaussian_nll,
     reference_correlations,
     score,
     summarise,
@@ -61,32 +60,68 @@ def metric(name: str, of: Posterior, tasks: Tasks) -> Array:
     return next(m for m in METRICS if m.name == name).compute(of, tasks)
 
 
+def law(mean: float, sd: float, df: float = np.inf) -> Marginals:
+    return Marginals(np.array(mean), np.array(sd), df)
+
+
 @given(REALS, SCALES, REALS)
 def test_nll_is_the_logarithmic_score(mean: float, sd: float, truth: float) -> None:
-    found = gaussian_nll(np.array(mean), np.array(sd), np.array(truth))
+    found = law(mean, sd).nll(np.array(truth))
     assert found == pytest.approx(scoringrules.logs_normal(truth, mean, sd), rel=1e-9, abs=1e-9)
 
 
 @given(REALS, SCALES, REALS)
 def test_crps_is_that_of_a_gaussian(mean: float, sd: float, truth: float) -> None:
-    found = gaussian_crps(np.array(mean), np.array(sd), np.array(truth))
+    found = law(mean, sd).crps(np.array(truth))
     assert found == pytest.approx(scoringrules.crps_normal(truth, mean, sd), rel=1e-9, abs=1e-9)
+
+
+@given(REALS, SCALES, REALS, st.floats(2.5, 200))
+def test_scores_with_tails_are_those_of_a_student(
+    mean: float, sd: float, truth: float, df: float
+) -> None:
+    found, scale = law(mean, sd, df), sd * np.sqrt((df - 2) / df)
+    crps = scoringrules.crps_t(truth, df, mean, scale)
+    assert found.crps(np.array(truth)) == pytest.approx(crps, rel=1e-7, abs=1e-9)
+    expected = student(df, mean, scale)
+    assert found.nll(np.array(truth)) == pytest.approx(-expected.logpdf(truth), abs=1e-9)
+    assert found.rank(np.array(truth)) == pytest.approx(expected.cdf(truth), abs=1e-12)
+    assert found.interval(0.9) == pytest.approx(expected.interval(0.9))
+    assert expected.std() == pytest.approx(sd)
+
+
+@pytest.mark.parametrize(("df", "spread"), [(3.0, 1.0), (8.0, 0.5), (np.inf, 2.0)])
+def test_tails_are_found_from_errors(df: float, spread: float) -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.standard_normal(400_000)
+    if np.isfinite(df):
+        errors = rng.standard_t(df, 400_000) * np.sqrt((df - 2) / df)
+    factor, found = fit_tails(spread * errors)
+    fitted = Marginals(np.zeros_like(errors), np.full_like(errors, np.sqrt(factor)), found)
+    assert 1 / found == pytest.approx(1 / df, abs=0.02)
+    for level in (0.5, 0.95):
+        assert fitted.contains(spread * errors, level).mean() == pytest.approx(level, abs=0.003)
+
+
+def test_tails_lighter_than_a_gaussians_leave_it_one() -> None:
+    factor, df = fit_tails(np.linspace(-1, 1, 10_001))
+    assert df == np.inf
+    assert factor == pytest.approx((0.95 / 1.959964) ** 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_exact_posteriors_cover_at_their_level(level: float) -> None:
     rng = np.random.default_rng(0)
     mean, sd = rng.normal(size=20_000), rng.uniform(0.1, 3, 20_000)
-    share = covered(mean, sd, mean + sd * rng.standard_normal(20_000), level).mean()
+    share = Marginals(mean, sd).contains(mean + sd * rng.standard_normal(20_000), level).mean()
     assert share == pytest.approx(level, abs=4.5 * np.sqrt(level * (1 - level) / 20_000))
 
 
 @given(st.floats(0.01, 0.99), REALS, SCALES)
 def test_interval_ends_at_the_quantiles(level: float, mean: float, sd: float) -> None:
     end = norm.ppf(0.5 + level / 2, mean, sd)
-    arguments = np.array(mean), np.array(sd)
-    assert covered(*arguments, np.array(mean + 0.999 * (end - mean)), level) == 1
-    assert covered(*arguments, np.array(mean + 1.001 * (end - mean)), level) == 0
+    assert law(mean, sd).contains(np.array(mean + 0.999 * (end - mean)), level)
+    assert not law(mean, sd).contains(np.array(mean + 1.001 * (end - mean)), level)
 
 
 def test_squared_error_is_raw(tasks: Tasks) -> None:

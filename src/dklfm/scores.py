@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from dklfm.errors import ConfigError, DataError
+from dklfm.marginals import Marginals
 from dklfm.methods import COSTS, Posterior
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -25,9 +25,6 @@ COLUMNS = (
     "run", "experiment", "method", "prior", "seed", "split",
     "metric", "n_tasks", "mean", "se", "median",
 )  # fmt: skip
-
-
-_LOG_NORMALISER = 0.5 * np.log(2 * np.pi)
 
 
 @dataclass(frozen=True)
@@ -49,31 +46,16 @@ class Metric:
     meaning: str
 
 
-def gaussian_nll(mean: Array, sd: Array, truth: Array) -> Array:
-    """−log N(truth | mean, sd²) in nats, elementwise."""
-    return 0.5 * np.square((truth - mean) / sd) + np.log(sd) + _LOG_NORMALISER
-
-
-def gaussian_crps(mean: Array, sd: Array, truth: Array) -> Array:
-    """Continuous ranked probability score of a Gaussian (Gneiting & Raftery 2007, Eq. 21)."""
-    z = (truth - mean) / sd
-    density = np.exp(-0.5 * np.square(z) - _LOG_NORMALISER)
-    return sd * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
-
-
-def covered(mean: Array, sd: Array, truth: Array, level: float) -> Array:
-    """1 where the truth lies in the central interval of the given probability, else 0."""
-    return (np.abs(truth - mean) <= ndtri(0.5 + level / 2) * sd).astype(float)
-
-
 def z_scored(curves: Array) -> Array:
     """Each ``task x query`` curve with zero mean and unit standard deviation."""
     centred = curves - curves.mean(-1, keepdims=True)
     return centred / centred.std(-1, keepdims=True)
 
 
-def _force(score: Callable[[Array, Array, Array], Array]) -> Callable[[Posterior, Tasks], Array]:
-    return lambda p, t: score(p["force_mean"], p["force_sd"], t["f"]).mean(-1)
+def _force(
+    score: Callable[[Marginals, Array], NDArray[Any]],
+) -> Callable[[Posterior, Tasks], Array]:
+    return lambda p, t: score(p.marginals("force"), t["f"]).mean(-1)
 
 
 def _output_scale(tasks: Tasks) -> Array:
@@ -95,8 +77,8 @@ def _output_mse(where: str, scaled: bool) -> Callable[[Posterior, Tasks], Array]
 
 def _output_nll(posterior: Posterior, tasks: Tasks) -> Array:
     scale = _output_scale(tasks)
-    mean, sd = posterior["output_mean"] / scale, posterior["output_sd"] / scale
-    return gaussian_nll(mean, sd, tasks["h"] / scale).mean((1, 2))
+    found = Marginals(posterior["output_mean"] / scale, posterior["output_sd"] / scale)
+    return found.nll(tasks["h"] / scale).mean((1, 2))
 
 
 METRICS = (
@@ -104,7 +86,7 @@ METRICS = (
         "latent_mse",
         "force",
         "f",
-        _force(lambda m, s, f: (m - f) ** 2),
+        _force(lambda found, f: (found.mean - f) ** 2),
         "squared error of the force at the query points, raw",
     ),
     Metric(
@@ -150,9 +132,7 @@ METRICS = (
         _output_mse("query", scaled=False),
         "output_mse_heldout in the outputs' own units",
     ),
-    Metric(
-        "force_nll", "force", "f", _force(gaussian_nll), "Gaussian NLL of the force, nats a point"
-    ),
+    Metric("force_nll", "force", "f", _force(Marginals.nll), "NLL of the force, nats a point"),
     Metric(
         "output_nll",
         "output",
@@ -165,18 +145,18 @@ METRICS = (
         "force_coverage95",
         "force",
         "f",
-        _force(lambda m, s, f: covered(m, s, f, 0.95)),
+        _force(lambda found, f: found.contains(f, 0.95)),
         "share of the true force inside the central 95 % interval",
     ),
     Metric(
         "force_coverage50",
         "force",
         "f",
-        _force(lambda m, s, f: covered(m, s, f, 0.5)),
+        _force(lambda found, f: found.contains(f, 0.5)),
         "share of the true force inside the central 50 % interval",
     ),
     Metric(
-        "force_crps", "force", "f", _force(gaussian_crps), "continuous ranked probability score"
+        "force_crps", "force", "f", _force(Marginals.crps), "continuous ranked probability score"
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ from dklfm.tasks import Tasks, load_tasks, read_table, tasks_from_table
 @pytest.fixture(scope="module")
 def p53() -> Tasks:
     return tasks_from_table(read_table(resource_path("p53/expression_mmgmos.csv")))
+
+
+def with_tails(model: Model, df: float | None) -> Model:
+    """The model as if calibration had found these tails."""
+    other = copy(model)
+    other.trained = copy(model.trained)
+    other.trained.force_df = df
+    return other
 
 
 def rescaled(tasks: Tasks, time: float, value: float, origin: float = 0.0) -> Tasks:
@@ -52,16 +61,22 @@ def test_any_number_of_genes_is_taken_in_any_order(model: Model, p53: Tasks) -> 
     np.testing.assert_allclose(turned.force["mean"], model.infer(p53).force["mean"], atol=1e-4)
 
 
-def test_bands_are_those_of_a_normal(model: Model, p53: Tasks) -> None:
-    force = model.infer(p53).force
-    np.testing.assert_allclose(force["upper95"] - force["mean"], 1.959964 * force["sd"], rtol=1e-6)
-    np.testing.assert_allclose(force["mean"] - force["lower95"], 1.959964 * force["sd"], rtol=1e-6)
+@pytest.mark.parametrize(("df", "half"), [(None, 1.959964), (6.0, 2.446912 * np.sqrt(4 / 6))])
+def test_bands_are_those_of_the_calibrated_law(
+    model: Model, p53: Tasks, df: float | None, half: float
+) -> None:
+    force = with_tails(model, df).infer(p53).force
+    np.testing.assert_allclose(force["upper95"] - force["mean"], half * force["sd"], rtol=1e-6)
+    np.testing.assert_allclose(force["mean"] - force["lower95"], half * force["sd"], rtol=1e-6)
 
 
-def test_samples_have_the_posterior_s_moments(model: Model, p53: Tasks) -> None:
-    found = model.infer(p53, at=9)
+@pytest.mark.parametrize("df", [None, 6.0])
+def test_samples_have_the_posterior_s_moments(model: Model, p53: Tasks, df: float | None) -> None:
+    found = with_tails(model, df).infer(p53, at=9)
     draws = found.sample(4000)
     assert draws.dims == ("sample", "task", "query")
+    inside = (draws > found.force["lower95"]) & (draws < found.force["upper95"])
+    np.testing.assert_allclose(inside.mean("sample"), 0.95, atol=0.015)
     sd = found.force["sd"].values
     np.testing.assert_allclose(draws.mean("sample"), found.force["mean"], atol=0.1 * sd.max())
     np.testing.assert_allclose(draws.std("sample"), sd, rtol=0.1)

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from dklfm.figures.style import FORCE, RC
 from dklfm.methods import Posterior
@@ -21,15 +20,14 @@ _RESAMPLES = 400
 def draw_calibration(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     """Coverage of central intervals at every level, and where the truth falls in its posterior.
 
-    The rank of the truth among draws of its posterior, as a share: Φ((f − mean)/sd) for the
-    Gaussian marginals given. Over tasks of the prior it is uniform if the posterior is the true
+    The rank of the truth among draws of its posterior, as a share: its probability under the
+    marginals given. Over tasks of the prior it is uniform if the posterior is the true
     one (Talts et al. 2018). Points of a task are alike, so bands come from resampling tasks.
     """
     test = tasks.split("test")
     inside = regions(test)["test"]
     found = posterior.at(test)
-    z = (test["f"] - found["force_mean"])[:, inside] / found["force_sd"][:, inside]
-    ranks = ndtr(z)
+    ranks = found.marginals("force").rank(test["f"])[:, inside]
     levels = np.linspace(0, 1, 51)
     within = np.stack([(np.abs(2 * ranks - 1) <= level).mean(1) for level in levels], axis=1)
     edges = np.linspace(0, 1, _BINS + 1)

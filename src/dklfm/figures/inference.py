@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dklfm.inference import Inference
 
 _WARNING = "#b00020"
+_CURVES = ("mean", "lower95", "upper95")
 _MOST_LABELS = 12
 
 
@@ -46,16 +47,14 @@ def _series(found: Inference, columns: int) -> Figure:
         t = found.tasks["x_query"][i, :, 0]
         order = np.argsort(t)
         t = t[order]
-        mean, sd = (force[name].values[i][order] for name in ("mean", "sd"))
-        band(top, t, mean, sd, FORCE)
+        band(top, t, [force[name].values[i][order] for name in _CURVES], FORCE)
         title, color = _title(found, i)
         top.set_title(title, color=color)
         for j, output in enumerate(names):
             color = OUTPUTS[j % len(OUTPUTS)]
             label = output if j < _MOST_LABELS else None
             if outputs is not None:
-                mean, sd = (outputs[name].values[i, j][order] for name in ("mean", "sd"))
-                band(bottom, t, mean, sd, color)
+                band(bottom, t, [outputs[name].values[i, j][order] for name in _CURVES], color)
             times, y = found.tasks["x"][i, :, 0], found.tasks["y"][i, j]
             bars = 1.96 * found.tasks["y_sd"][i, j]
             bottom.errorbar(times, y, bars, fmt=".", color=color, ms=4, lw=0.7, label=label)

@@ -25,9 +25,8 @@ def draw_p53(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     least squares, slope only.
     """
     activity = expected_activity(posterior, system)
-    low, high = (
-        system.activity(posterior["force_mean"] + z * posterior["force_sd"]) for z in (-1.96, 1.96)
-    )
+    low, high = map(system.activity, posterior.marginals("force").interval(0.95))
+    outputs = posterior.marginals("output_query").curves()
     correlations = reference_correlations(posterior, tasks, system)
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
@@ -51,8 +50,7 @@ def draw_p53(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             top.set_title("\n".join([f"replicate {replicate}", *lines]))
             for j, gene in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
-                mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
-                band(bottom, grid, mean, sd, color)
+                band(bottom, grid, [curve[i, j] for curve in outputs], color)
                 bottom.errorbar(
                     times, tasks["y"][i, j], 1.96 * tasks["y_sd"][i, j],
                     fmt=".", color=color, ms=4, lw=0.7, label=gene,

@@ -18,6 +18,7 @@ def draw_series(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     Where the force's scale cannot be known the two share a shape only: the counterpart is moved
     and scaled to the mean and standard deviation of the inferred force at its times.
     """
+    force, outputs = (posterior.marginals(name).curves() for name in ("force", "output_query"))
     correlations = reference_correlations(posterior, tasks, system)
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
@@ -26,8 +27,9 @@ def draw_series(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
         for i in range(len(tasks)):
             top, bottom = axes[:, i]
             t, times = tasks["x_query"][i, :, 0], tasks["x"][i, :, 0]
-            mean, sd = posterior["force_mean"][i], posterior["force_sd"][i]
-            band(top, t, mean, sd, FORCE, f"{system.force_name}, inferred, 95 % band")
+            mean = posterior["force_mean"][i]
+            shown = [curve[i] for curve in force]
+            band(top, t, shown, FORCE, f"{system.force_name}, inferred, 95 % band")
             title = []
             for name, color in zip(
                 (n for n in map(str, tasks.data) if n.startswith("reference_")),
@@ -45,8 +47,8 @@ def draw_series(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             top.legend()
             for j, output in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
-                mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
-                band(bottom, t, mean, sd, color, f"{output}, posterior")
+                shown = [curve[i, j] for curve in outputs]
+                band(bottom, t, shown, color, f"{output}, posterior")
                 bottom.plot(times, tasks["y"][i, j], ".", color=color, label=f"{output}, observed")
             bottom.set_ylabel("outputs (in units of their mean)")
             bottom.set_xlabel(tasks.axis_label(system))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,13 @@ RC: Any = {
 def band(
     axes: Axes,
     x: NDArray[np.float64],
-    mean: NDArray[np.float64],
-    sd: NDArray[np.float64],
+    curves: Sequence[NDArray[np.float64]],
     color: str,
     label: str | None = None,
 ) -> None:
-    """A mean curve in its central 95 % interval."""
-    axes.fill_between(x, mean - 1.96 * sd, mean + 1.96 * sd, color=color, alpha=0.2, lw=0)
+    """A mean curve between the ends of an interval; ``curves`` are these three."""
+    mean, low, high = curves
+    axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
     axes.plot(x, mean, color=color, lw=1.4, label=label)
 
 

@@ -19,6 +19,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     """
     split = tasks["split"]
     columns = [int(i) for s in (0, 2) for i in np.flatnonzero(split == s)[:2]]
+    force, outputs = (posterior.marginals(name).curves() for name in ("force", "output_query"))
     with plt.rc_context(RC):
         figure, axes = plt.subplots(
             2, len(columns), figsize=(2.6 * len(columns), 4.4), sharex=True, sharey="row"
@@ -31,7 +32,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
                 for panel in (top, bottom):
                     panel.axvspan(low, high, color="0.92", lw=0)
             t = tasks["x_query"][i, :, 0]
-            band(top, t, posterior["force_mean"][i], posterior["force_sd"][i], FORCE, "inferred")
+            band(top, t, [curve[i] for curve in force], FORCE, "inferred")
             top.plot(t, tasks["f"][i], color=TRUTH, lw=1.2, ls="--", label="truth")
             name = SPLITS[split[i]]
             error = np.mean((posterior["force_mean"][i] - tasks["f"][i]) ** 2)
@@ -39,8 +40,7 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
             top.set_title(f"{kind} task\nforce MSE {error:.2g}")
             for j, output in enumerate(tasks.outputs):
                 color = OUTPUTS[j % len(OUTPUTS)]
-                mean, sd = (posterior[f"output_query_{k}"][i, j] for k in ("mean", "sd"))
-                band(bottom, t, mean, sd, color, output)
+                band(bottom, t, [curve[i, j] for curve in outputs], color, output)
                 bottom.plot(t, tasks["h_query"][i, j], color=TRUTH, lw=0.8, ls="--")
                 bottom.plot(tasks["x"][i, :, 0], tasks["y"][i, j], ".", color=color, ms=3)
             bottom.set_xlabel(tasks.axis_label(system))

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
-_NORMAL_95 = 1.959964
-
 
 @dataclass(frozen=True)
 class Inference:
@@ -61,8 +59,9 @@ class Inference:
 
     def _bands(self, quantity: str) -> xr.Dataset:
         mean, sd = (self.posterior.data[f"{quantity}_{moment}"] for moment in ("mean", "sd"))
-        half = _NORMAL_95 * sd
-        bands = xr.Dataset({"mean": mean, "sd": sd, "lower95": mean - half, "upper95": mean + half})
+        ends = self.posterior.marginals(quantity).interval(0.95)
+        lower, upper = (mean.copy(data=end) for end in ends)
+        bands = xr.Dataset({"mean": mean, "sd": sd, "lower95": lower, "upper95": upper})
         places = {
             name: (("task", "query"), self.tasks["x_query"][..., i])
             for i, name in enumerate(self.inputs)
@@ -82,7 +81,7 @@ class Inference:
         return [str(name) for name in self.tasks.data["task"].values[self.strange]]
 
     def sample(self, count: int, seed: int = 0) -> xr.DataArray:
-        """Draws of the force, ``sample x task x query``.
+        """Draws of the force, ``sample x task x query``, of a Gaussian or Student process.
 
         Raises:
             DataError: if the joint covariance was not kept; ask for it with ``joint``.
@@ -92,7 +91,11 @@ class Inference:
         covariance = self.posterior["force_covariance"]
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.clip(values, 0, None))[:, None]
-        white = np.random.default_rng(seed).standard_normal((count, *covariance.shape[:2]))
+        rng = np.random.default_rng(seed)
+        white = rng.standard_normal((count, *covariance.shape[:2]))
+        if "force_df" in self.posterior.data:
+            df = self.posterior["force_df"]
+            white *= np.sqrt((df - 2) / rng.chisquare(df, (count, len(df))))[..., None]
         draws = self.posterior["force_mean"] + np.einsum("tqk,stk->stq", root, white)
         return xr.DataArray(draws, dims=("sample", "task", "query"), coords=self.force.coords)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dklfm.artifacts import MANIFEST, load_dataset, read_json, save_dataset
 from dklfm.config import parse_system
 from dklfm.errors import DataError
+from dklfm.marginals import Marginals
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
@@ -33,13 +34,21 @@ class Posterior:
 
     A method that infers no force, or no outputs, leaves their variables out. ``cpu_seconds``
     (task) is what inference took; the attributes COSTS are what the method had spent before.
-    Some methods add what they know beside: see there.
+    ``force_df`` (task), where it is, are the degrees of freedom of the force's marginals, which
+    are Gaussian otherwise. Some methods add what they know beside: see there.
     """
 
     data: xr.Dataset
 
     def __getitem__(self, variable: str) -> NDArray[np.float64]:
         return self.data[variable].values
+
+    def marginals(self, quantity: str) -> Marginals:
+        """The laws at single points of ``force``, ``output`` or ``output_query``."""
+        mean, sd = (self[f"{quantity}_{moment}"] for moment in ("mean", "sd"))
+        if quantity == "force" and "force_df" in self.data:
+            return Marginals(mean, sd, self["force_df"][:, None])
+        return Marginals(mean, sd)
 
     def at(self, tasks: Tasks) -> Posterior:
         """The part that belongs to the given tasks, in their order.

@@ -43,11 +43,13 @@ class TrainedModel:
         scale: Scale,
         force_variance_factor: float = 1.0,
         trust: Trust | None = None,
+        force_df: float | None = None,
     ) -> None:
         self.model, self.scale = model, scale
         self.name = model.method
         self.force_variance_factor = force_variance_factor
         self.trust = trust
+        self.force_df = force_df
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -58,7 +60,8 @@ class TrainedModel:
             DklfmError: if the weights or the device cannot be used.
         """
         model, scale = load_model(folder, choose_device(device))
-        return cls(model, scale, ModelCard.read(folder).force_variance_factor, Trust.load(folder))
+        card = ModelCard.read(folder)
+        return cls(model, scale, card.force_variance_factor, Trust.load(folder), card.force_df)
 
     def infer(self, tasks: Tasks, joint: bool = False) -> Posterior:
         """The posterior of every task; black boxes give none of the outputs.
@@ -104,6 +107,8 @@ class TrainedModel:
             of_outputs = output_mean, np.sqrt(gathered("output_variance", scale.sd**2))
         posterior = Posterior.of(tasks, force, of_outputs, time.process_time() - started)
         more: dict[str, tuple[tuple[str, ...], Array]] = {}
+        if self.force_df is not None:
+            more["force_df"] = (("task",), np.full(len(tasks), self.force_df))
         if joint:
             covariance = gathered("force_covariance", force_scale)[:, points:, points:]
             more["force_covariance"] = (("task", "query", "other_query"), covariance)

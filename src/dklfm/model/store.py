@@ -7,7 +7,7 @@ import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, PositiveFloat
@@ -29,7 +29,8 @@ class ModelCard(Section):
 
     ``system`` holds the settings of the system that its tasks were simulated from, ``outputs`` how
     many outputs these have (0 where it does not matter and was not said);
-    ``force_variance_factor`` is what calibration found the force's variances must be scaled by.
+    ``force_variance_factor`` is what calibration found the force's variances must be scaled by,
+    ``force_df`` the degrees of freedom of its marginals, which are Gaussian if there is none.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -40,6 +41,7 @@ class ModelCard(Section):
     outputs: int = 0
     digest: str
     force_variance_factor: PositiveFloat
+    force_df: Annotated[float, Field(gt=2)] | None = None
     simulation_cpu_s: float = 0.0
     training_cpu_s: float
     training_tasks: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from scipy.special import stdtrit
+from torch import Tensor
 
 from dklfm.artifacts import dataset_digest, write_atomically
 from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
 from dklfm.errors import DataError, DklfmError
+from dklfm.marginals import fit_tails
 from dklfm.model import (
     Batch,
     ForceModel,
@@ -34,19 +38,14 @@ from dklfm.training.stream import StreamTrainer
 from dklfm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_NORMAL_95 = 1.959964
 _CHECKPOINT_SECONDS = 20.0
 _TRUST_TASKS = 6144
 
 
-def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> float:
-    """What the force's posterior variances must be scaled by to cover 95 % on validation tasks.
-
-    Few training tasks leave a model surer than it should be. One number, from the 95 %
-    quantile of the standardised errors at the query points inside the domain, mends the average.
-    """
+def standardised_errors(model: ForceModel, scale: Scale, validation: Tasks) -> Tensor:
+    """Of the force at the query points inside the domain, all in one row."""
     low, high = validation.domain
-    squares = []
+    errors = []
     device = next(model.parameters()).device
     for i in range(len(validation)):
         task = validation.take([i])
@@ -55,8 +54,26 @@ def calibration_factor(model: ForceModel, scale: Scale, validation: Tasks) -> fl
         queries = scale.inputs(x[None, inside]).to(device)
         moments = model.eval().posterior(Batch.of(task, scale).to(device), queries)
         error = scale.force(task["f"][:, inside]).to(device) - moments.force_mean
-        squares.append((error.square() / moments.force_variance).flatten().cpu())
-    return float(torch.cat(squares).quantile(0.95)) / _NORMAL_95**2
+        errors.append((error / moments.force_variance.sqrt()).flatten().cpu())
+    return torch.cat(errors)
+
+
+def calibration(errors: Tensor, tails: bool) -> dict[str, float | None]:
+    """What must be done to a force's posterior for its 95 % intervals to hold that share.
+
+    Few training tasks leave a model surer than it should be: the variances are scaled by one
+    number. With ``tails`` the 50 % intervals are to be right too, by Student marginals.
+
+    Args:
+        errors: standardised, of validation tasks.
+        tails: whether the marginals may have them.
+    """
+    if tails:
+        factor, df = fit_tails(errors.double().numpy())
+        return {"force_variance_factor": factor, "force_df": df if math.isfinite(df) else None}
+    half = float(stdtrit(math.inf, 0.975))
+    outer = float(errors.square().quantile(0.95))
+    return {"force_variance_factor": outer / half**2, "force_df": None}
 
 
 def run(
@@ -117,7 +134,7 @@ def run(
     trainer.model.load_state_dict(trainer.best)
     history = pd.DataFrame(trainer.history)
     write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
-    factor = calibration_factor(trainer.model, trainer.scale, tasks.split("validation"))
+    errors = standardised_errors(trainer.model, trainer.scale, tasks.split("validation"))
     if isinstance(trainer, StreamTrainer):
         trust = Trust.fit(trainer.model, trainer.scale, trainer.contexts(_TRUST_TASKS))
         if trust is not None:
@@ -129,7 +146,7 @@ def run(
         checked,
         system=dict((simulation or {}).get("system", {})),
         outputs=trainer.outputs,
-        force_variance_factor=factor,
+        **calibration(errors, tails=isinstance(trainer, StreamTrainer)),
         simulation_cpu_s=simulation_cpu_s,
         training_cpu_s=trainer.cpu_seconds,
         training_tasks=trainer.seen,

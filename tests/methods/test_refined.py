@@ -16,7 +16,7 @@ from dklfm.model import Scale
 from dklfm.model.build import build_model
 from dklfm.systems import System
 from dklfm.tasks import Tasks
-from tests.methods.test_mechanistic import tasks_of
+from tests.methods.test_mechanistic import LOGNORMAL, tasks_of
 
 SETTLED: dict[str, Any] = {
     "name": "transcription",
@@ -47,15 +47,29 @@ def test_where_only_the_force_is_unknown_it_gives_the_exact_posterior_from_any_s
 
 
 def test_another_number_of_genes_is_refined_if_their_law_is_known() -> None:
-    lognormal = {"name": "transcription", "prior": {"name": "lognormal", "spread": 0.3}}
-    system, tasks = tasks_of(lognormal | {"genes": 2}, 1)
+    system, tasks = tasks_of(LOGNORMAL | {"genes": 2}, 1)
     start = untrained(system, tasks)
-    five, _ = tasks_of(lognormal, 1)
+    five, _ = tasks_of(LOGNORMAL, 1)
     found = Refined(start, five, RefinementConfig(samples=16)).infer(tasks)
     assert np.isfinite(found["force_sd"]).all()
     only_five, _ = tasks_of({"name": "transcription", "prior": {"name": "sensitivity"}}, 1)
     with pytest.raises(DataError, match="not of 2 genes"):
         Refined(start, only_five, RefinementConfig()).infer(tasks)
+
+
+def test_tasks_together_are_refined_as_each_alone() -> None:
+    """Other times, missing values and all."""
+    system, tasks = tasks_of(LOGNORMAL | {"genes": 2}, 3, points=9)
+    holes = tasks["y"].copy()
+    holes[1, 0, 2:5] = np.nan
+    tasks = Tasks(tasks.data.assign(y=(("task", "output", "point"), holes)))
+    start = untrained(system, tasks)
+    refined = Refined(start, system, RefinementConfig(samples=16))
+    together = refined.infer(tasks)
+    for i in range(3):
+        alone = refined.infer(tasks.take([i]))
+        for name in ("force_mean", "force_sd", "output_mean", "output_query_sd"):
+            np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_force_without_coefficients_is_refused() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from dklfm.errors import DklfmError
-from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain
+from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain, paired
 
 Array = NDArray[np.float64]
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
@@ -48,6 +48,24 @@ def test_importance_weights_give_the_moments_of_a_gaussian_from_a_poor_start() -
     )
     assert sample.effective_size > 2000
     np.testing.assert_array_equal(sample.extra[:, 0], sample.theta[:, 0])
+
+
+def test_pairs_have_no_sampling_error_where_the_proposal_is_right() -> None:
+    rng = np.random.default_rng(0)
+    sample = paired(gaussian, plain(2), MEAN, COVARIANCE, 7, rng)
+    assert sample.theta.shape == (6, 2)
+    np.testing.assert_allclose(sample.theta.mean(0), MEAN, atol=1e-9)
+    np.testing.assert_allclose(sample.theta[:3] + sample.theta[3:], np.tile(2 * MEAN, (3, 1)))
+
+
+def test_pairs_are_weighted_draws_of_a_density_that_is_none_of_theirs() -> None:
+    coordinates = Coordinates.of(lambda theta: 0.5 + ndtr(theta), 2)
+    start, wide = np.full(2, 0.1), np.array([[0.5, -0.3], [-0.3, 0.5]])
+    sample = paired(uniform_product, coordinates, start, wide, 60_000, np.random.default_rng(0))
+    mean, sd = moments(sample, sample.extra)
+    true_mean, true_sd = truth_of_the_ridge()
+    np.testing.assert_allclose(mean[0], true_mean, atol=0.02)
+    np.testing.assert_allclose(sd[0], true_sd, rtol=0.05)
 
 
 def truth_of_the_ridge() -> tuple[float, float]:

@@ -93,6 +93,30 @@ def test_a_right_hand_side_is_that_of_the_solution(spec: dict[str, Any]) -> None
     )
 
 
+def test_transcription_is_solved_alike_at_shared_and_at_own_times() -> None:
+    """Runs of tasks with the same times are solved together."""
+    system = parse_system(SPECS[0], "test").surrogate()
+    draws = system.from_white(white(system, 6))
+    own = np.sort(np.random.default_rng(0).uniform(0, 12, (6, 5, 1)), axis=1)
+    first, second = own[:1], own[1:2]
+    for x in (
+        own,
+        np.broadcast_to(first, own.shape),
+        np.concatenate([np.tile(first, (3, 1, 1)), np.tile(second, (3, 1, 1))]),
+        np.concatenate([np.tile(first, (2, 1, 1)), np.tile(second, (4, 1, 1))]),
+        np.concatenate([np.tile(first, (2, 1, 1)), np.tile(second, (2, 1, 1)), first, second]),
+    ):
+        together, linear = system.solve(draws, x), system.linearise(draws, x)
+        for i in range(6):
+            one = {name: value[i : i + 1] for name, value in draws.items()}
+            alone, gradient = system.solve(one, x[i : i + 1]), system.linearise(one, x[i : i + 1])
+            for name in ("force", "outputs"):
+                np.testing.assert_allclose(getattr(together, name)[i], getattr(alone, name)[0])
+            for name in ("force", "outputs", "force_gradient", "output_gradient"):
+                expected = getattr(gradient, name)[0]
+                np.testing.assert_allclose(getattr(linear, name)[i], expected, atol=1e-12)
+
+
 def test_surrogate_of_predators_is_finer_than_noise() -> None:
     system = parse_system({"name": "lotka_volterra"}, "test")
     draws = system.from_white(white(system, 5))

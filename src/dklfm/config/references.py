@@ -73,11 +73,11 @@ class DeepLFMConfig(_Reference):
 class RefinementConfig(Section):
     """The equation itself, told the prior, from where a trained model's answer leads.
 
-    ``samples`` importance weights of the parameters correct the Laplace approximation around the
-    mode that is found there.
+    ``samples`` sets of parameters, in opposite pairs, around the mode that is found there are
+    weighted by the equation's posterior.
     """
 
-    samples: PositiveInt = 64
+    samples: Annotated[int, Field(ge=2)] = 32
 
 
 class BaselineConfig(Section):

@@ -107,7 +107,7 @@ def expected_falls(problem: Problem, mode: Mode) -> Array:
     root = np.linalg.cholesky(np.linalg.inv(mode.hessian))
     of_force = force @ root
     of_outputs = np.moveaxis(outputs, 0, 1) @ root  # candidate output unknown
-    sd = np.nanmedian(np.where(problem.observed, problem.sd, np.nan), axis=1)
+    sd = np.nanmedian(np.where(problem.observed, problem.sd, np.nan)[0], axis=1)
     if not np.isfinite(sd).all():
         raise DataError("an output was never observed; leave it out")
     seen = of_outputs @ of_outputs.mT + np.diag(np.square(sd))

@@ -17,7 +17,9 @@ that of the noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
-from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain, tempered
+from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain
 from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -33,6 +35,7 @@ from dklfm.tasks import Tasks
 Array = NDArray[np.float64]
 Anchors = Mapping[tuple[str, int], float]
 """Parameters that are known, by their name and output."""
+Rows = NDArray[np.intp]
 _FORCE = "coefficients"
 _ANCHOR_SD = 0.01
 """Of the logarithm of an anchored parameter."""
@@ -43,6 +46,8 @@ _MODE_ITERATIONS = 40
 _FORCE_ITERATIONS = 8
 _BATCH = 32
 """Sets of unknowns at once: what these need fits a processor's cache."""
+_DAMPINGS = np.array([0.0, 0.1, 1.0, 10.0, 100.0])
+_MOST_DAMPING = 1e12
 _NEGLIGIBLE = 1e-4
 """Share of the largest weight below which a sample's moments are not worth computing."""
 
@@ -63,24 +68,11 @@ class Mechanistic:
         known = true_parameters(self.system, task) if self.name.endswith("_known") else {}
         problem = Problem(self.system, task, known)
         rng = np.random.default_rng(0)  # the same for every task
-        return self.around(problem, find_mode(problem, rng, self.config.starts), rng)
-
-    def around(
-        self, problem: Problem, mode: Mode, rng: np.random.Generator, least: float = 0.0
-    ) -> TaskPosterior:
-        """The posterior of a problem whose mode has been found.
-
-        Args:
-            problem: a task's.
-            mode: of its posterior.
-            rng: the source of randomness.
-            least: share of the samples that the effective size must not fall below
-                (:func:`dklfm.methods.sampling.tempered`).
-        """
+        mode = find_mode(problem, rng, self.config.starts)
         if not problem.parameters:
             (known_fit,) = problem.conditionals(mode.theta[None], mode.z[None])
             return known_fit
-        sample = tempered(self._sample(problem, mode, rng), least)
+        sample = self._sample(problem, mode, rng)
         heavy = sample.weights > _NEGLIGIBLE * sample.weights.max()
         fits = problem.conditionals(sample.theta[heavy], sample.extra[heavy])
         found = mixture(fits, sample.weights[heavy] / sample.weights[heavy].sum())
@@ -97,17 +89,16 @@ class Mechanistic:
 
     def _sample(self, problem: Problem, mode: Mode, rng: np.random.Generator) -> Sample:
         """Samples of θ with the most probable z of each."""
-        size = problem.parameters
-        coordinates = Coordinates.of(problem.parameter_of_each, size)
+        coordinates = problem.coordinates()
 
         def density(theta: Array) -> tuple[Array, Array]:
             return problem.maximise_force(theta, mode)
 
-        covariance = np.linalg.inv(mode.hessian)[:size, :size]
-        found = importance(density, coordinates, mode.theta, covariance, self.config.samples, rng)
+        count = self.config.samples
+        found = importance(density, coordinates, mode.theta, mode.theta_covariance(), count, rng)
         if self.config.sampler == "importance":
             return found
-        return markov_chain(density, coordinates, found, self.config.samples, seed=0)
+        return markov_chain(density, coordinates, found, count, seed=0)
 
 
 def fit_system(
@@ -134,6 +125,17 @@ class Mode(NamedTuple):
     hessian: Array
     energy: float
 
+    def theta_covariance(self) -> Array:
+        """Of θ alone, by Laplace's approximation."""
+        size = len(self.theta)
+        return np.asarray(np.linalg.inv(self.hessian)[:size, :size], dtype=np.float64)
+
+    def expected_z(self, theta: Array) -> Array:
+        """Where the same approximation expects the force, given ``set x size`` θ."""
+        n = len(self.theta)
+        slope = np.linalg.solve(self.hessian[n:, n:], self.hessian[n:, :n])
+        return self.z - (theta - self.theta) @ slope.T
+
 
 class Linear(NamedTuple):
     """Residuals, force and outputs at some θ and z, and their derivatives by z."""
@@ -146,22 +148,29 @@ class Linear(NamedTuple):
     output_gradient: Array
 
 
-class Problem:
-    """One task's observations, and what values of its unknowns imply.
+def _anchor_values(anchors: Sequence[Anchors]) -> dict[tuple[str, int], Array]:
+    """Those of all tasks together, ``task x 1``; every task has the same ones."""
+    return {of: np.array([[values[of]] for values in anchors]) for of in anchors[0]}
 
-    An energy, in nats, is taken for minimal when a step lowers it by less than ``tolerance``.
+
+class Problem:
+    """The observations of a task or of several alike, and what values of their unknowns imply.
+
+    Where there are several tasks, ``of`` says which one each set of unknowns is of. An energy, in
+    nats, is taken for minimal when a step lowers it by less than ``tolerance``.
     """
 
     def __init__(
         self,
         system: System,
-        task: Tasks,
+        tasks: Tasks,
         known: Mapping[str, Array],
         tolerance: float = 1e-2,
-        anchors: Anchors | None = None,
+        anchors: Sequence[Anchors] | None = None,
     ) -> None:
-        self.tolerance, self.anchors = tolerance, anchors or {}
-        require_noise(task, "mechanistic inference")
+        self.tolerance = tolerance
+        self.anchors = _anchor_values(anchors) if anchors else {}
+        require_noise(tasks, "mechanistic inference")
         self.system, self.known = system.surrogate(), known
         try:
             self.all_shapes = self.system.white_shapes()
@@ -173,10 +182,22 @@ class Problem:
         self.parameters = sum(int(np.prod(shape)) for shape in self.shapes.values())
         if not self.parameters + self.coefficients:
             raise DataError(f"{system.name}: with known parameters nothing is left to infer")
-        self.x = np.concatenate([task["x"][0], task["x_query"][0]])
-        self.points = task["x"].shape[1]
-        self.y, self.sd = task["y"][0], task["y_sd"][0]
+        self.x = np.concatenate([tasks["x"], tasks["x_query"]], axis=1)
+        self.points = tasks["x"].shape[1]
+        self.y, self.sd = tasks["y"], tasks["y_sd"]
         self.observed = np.isfinite(self.y)
+        self.seen = self.observed.any(0)
+        self.missing = ~self.observed[:, self.seen]
+
+    def of_task(self, i: int) -> Problem:
+        """That of one of the tasks alone."""
+        one, part = copy(self), slice(i, i + 1)
+        one.x, one.y, one.sd, one.observed = (
+            values[part] for values in (self.x, self.y, self.sd, self.observed)
+        )
+        one.seen, one.missing = self.observed[i], self.missing[:0]
+        one.anchors = {name: values[part] for name, values in self.anchors.items()}
+        return one
 
     def draws(self, theta: Array, z: Array) -> dict[str, Array]:
         """The system's draws for ``set x size`` unknowns."""
@@ -192,37 +213,54 @@ class Problem:
         known = {k: np.broadcast_to(v, (count, *np.shape(v))) for k, v in self.known.items()}
         return {**self.system.from_white(white), **known}
 
-    def parameter_of_each(self, theta: Array) -> Array:
+    def coordinates(self) -> Coordinates:
+        """Where θ is sampled; the same for all tasks of a system."""
+        return Coordinates.of(self._parameter_of_each, self.parameters)
+
+    def _parameter_of_each(self, theta: Array) -> Array:
         """The parameter that each variable of θ stands behind, ``set x size``."""
         draws = self.draws(theta, np.zeros((len(theta), self.coefficients)))
         return np.hstack([draws[name].reshape(len(theta), -1) for name in self.shapes])
 
-    def _residual(self, draws: Mapping[str, Array], outputs: Array) -> Array:
+    def _per_set(self, values: Array, sets: int, of: Rows | None) -> Array:
+        """What belongs to each set, of what belongs to each task."""
+        return np.broadcast_to(values[0], (sets, *values.shape[1:])) if of is None else values[of]
+
+    def _at_observations(self, values: Array, of: Rows | None) -> Array:
+        """The observed of ``set x output x point x ...`` values, zero where a task has none."""
+        found = values[:, self.seen]
+        if self.missing.any():
+            found[self._per_set(self.missing, len(values), of)] = 0.0
+        return found
+
+    def _residual(self, draws: Mapping[str, Array], outputs: Array, of: Rows | None) -> Array:
         """Of the observations and, as of observations too, of the anchors."""
-        seen = ((outputs[..., : self.points] - self.y) / self.sd)[:, self.observed]
+        y, sd = (self._per_set(values, len(outputs), of) for values in (self.y, self.sd))
+        seen = self._at_observations((outputs[..., : self.points] - y) / sd, of)
         apart = [
-            np.log(draws[name][:, [j]] / value) / _ANCHOR_SD
-            for (name, j), value in self.anchors.items()
+            np.log(draws[name][:, [j]] / self._per_set(values, len(outputs), of)) / _ANCHOR_SD
+            for (name, j), values in self.anchors.items()
         ]
         return np.hstack([seen, *apart]) if apart else seen
 
-    def residual(self, theta: Array, z: Array) -> Array:
+    def residual(self, theta: Array, z: Array, of: Rows | None = None) -> Array:
         """(h − y)/σ at the observed points, ``set x observation``."""
-        x = np.broadcast_to(self.x[: self.points], (len(theta), self.points, self.x.shape[1]))
+        x = self._per_set(self.x[:, : self.points], len(theta), of)
         draws = self.draws(theta, z)
-        return self._residual(draws, self.system.solve(draws, x).outputs)
+        return self._residual(draws, self.system.outputs_at(draws, x), of)
 
-    def energy(self, theta: Array, z: Array) -> Array:
+    def energy(self, theta: Array, z: Array, of: Rows | None = None) -> Array:
         """−log p(θ, z, y) up to a constant, ``set``."""
         with np.errstate(over="ignore"):  # far from the data a solution may overflow
-            squares = (np.square(part).sum(-1) for part in (theta, z, self.residual(theta, z)))
+            squares = (np.square(part).sum(-1) for part in (theta, z, self.residual(theta, z, of)))
             total = 0.5 * sum(squares)
         return np.where(np.isfinite(total), total, np.inf)
 
-    def linearise(self, theta: Array, z: Array, queries: bool = False) -> Linear:
+    def linearise(
+        self, theta: Array, z: Array, of: Rows | None = None, queries: bool = False
+    ) -> Linear:
         """Values and their derivatives by z; at the query points too, if asked for."""
-        x = self.x if queries else self.x[: self.points]
-        x = np.broadcast_to(x, (len(theta), *x.shape))
+        x = self._per_set(self.x if queries else self.x[:, : self.points], len(theta), of)
         draws = self.draws(theta, z)
         if not self.coefficients:
             found, empty = self.system.solve(draws, x), (0,)
@@ -231,9 +269,10 @@ class Problem:
         else:
             found = self.system.linearise(draws, x)
             force_gradient, output_gradient = found.force_gradient, found.output_gradient
-        scaled = (output_gradient[..., : self.points, :] / self.sd[..., None])[:, self.observed]
+        sd = self._per_set(self.sd, len(theta), of)[..., None]
+        scaled = self._at_observations(output_gradient[..., : self.points, :] / sd, of)
         return Linear(
-            self._residual(draws, found.outputs),
+            self._residual(draws, found.outputs, of),
             found.force[:, self.points :],
             found.outputs,
             np.pad(scaled, ((0, 0), (0, len(self.anchors)), (0, 0))) if self.anchors else scaled,
@@ -241,25 +280,27 @@ class Problem:
             output_gradient,
         )
 
-    def gradient(self, theta: Array, z: Array) -> tuple[Array, Array]:
-        """Residual of one θ, z, and its derivatives by both, ``observation x (θ, z)``."""
-        linear = self.linearise(theta[None], z[None])
+    def gradient(self, theta: Array, z: Array, of: Rows | None = None) -> tuple[Array, Array]:
+        """Residuals, and their derivatives by both, ``set x observation x (θ, z)``."""
+        linear = self.linearise(theta, z, of)
         if not self.parameters:
-            return linear.residual[0], linear.residual_gradient[0]
-        moved = theta + _DIFFERENCE * np.eye(self.parameters)
-        found = self.residual(moved, np.tile(z, (self.parameters, 1)))
-        by_theta = (found - linear.residual).T / _DIFFERENCE
-        return linear.residual[0], np.hstack([by_theta, linear.residual_gradient[0]])
+            return linear.residual, linear.residual_gradient
+        sets, size = theta.shape
+        moved = (theta[:, None] + _DIFFERENCE * np.eye(size)).reshape(-1, size)
+        each = None if of is None else np.repeat(of, size)
+        found = self.residual(moved, np.repeat(z, size, axis=0), each).reshape(sets, size, -1)
+        by_theta = (found - linear.residual[:, None]).mT / _DIFFERENCE
+        return linear.residual, np.concatenate([by_theta, linear.residual_gradient], axis=-1)
 
     def derivatives(self, theta: Array, z: Array) -> tuple[Array, Array]:
-        """Of force and outputs at the query points, by θ and z.
+        """Of force and outputs at the query points of the only task, by θ and z.
 
         Returns:
             ``query x unknown`` and ``output x query x unknown``.
         """
         linear = self.linearise(theta[None], z[None], queries=True)
         many = theta + _DIFFERENCE * np.eye(self.parameters)
-        x = np.broadcast_to(self.x, (len(many), *self.x.shape))
+        x = self._per_set(self.x, len(many), None)
         moved = self.system.solve(self.draws(many, np.tile(z, (len(many), 1))), x)
 
         def both(moved: Array, at: Array, by_z: Array) -> Array:
@@ -278,10 +319,7 @@ class Problem:
         return np.concatenate(z), np.concatenate(values)
 
     def _maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
-        n = self.parameters
-        # Where the joint Laplace approximation expects the force, given θ.
-        slope = np.linalg.solve(mode.hessian[n:, n:], mode.hessian[n:, :n])
-        z = mode.z - (theta - mode.theta) @ slope.T
+        z = mode.expected_z(theta)
         energy = self.energy(theta, z)
         rest = self.energy(theta, np.broadcast_to(mode.z, z.shape))
         z = np.where((energy < rest)[:, None], z, mode.z)
@@ -311,6 +349,35 @@ class Problem:
                 break
         return z, -energy - 0.5 * np.linalg.slogdet(hessian)[1]
 
+    def near_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
+        """What :meth:`maximise_force` gives after one step from where the force is expected."""
+        parts = [self._near_force(batch, mode) for batch in _batches(theta)]
+        z, values = zip(*parts, strict=True)
+        return np.concatenate(z), np.concatenate(values)
+
+    def _near_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
+        z = mode.expected_z(theta)
+        linear = self.linearise(theta, z)
+        hessian = _hessian(linear.residual_gradient)
+        moved = z - np.linalg.solve(hessian, _gradient(z, linear)[..., None])[..., 0]
+        squares = (np.square(part).sum(-1) for part in (theta, z, linear.residual))
+        before, after = 0.5 * sum(squares), self.energy(theta, moved)
+        z = np.where((after < before)[:, None], moved, z)
+        return z, -np.minimum(before, after) - 0.5 * np.linalg.slogdet(hessian)[1]
+
+    def solve(self, theta: Array, z: Array) -> tuple[Array, Array]:
+        """Force at the query points and outputs at all points of the only task."""
+        x = self._per_set(self.x, len(theta), None)
+        found = self.system.solve(self.draws(theta, z), x)
+        return found.force[:, self.points :], found.outputs
+
+    def variances(self, theta: Array, z: Array) -> tuple[Array, Array]:
+        """Of the force at the query points and of the outputs at all points, given θ each.
+
+        By Laplace's approximation of p(z | θ, y), whose modes are given.
+        """
+        return self._variances(self.linearise(theta, z, queries=True))
+
     def conditionals(self, theta: Array, z: Array) -> list[TaskPosterior]:
         """Laplace approximations of p(z | θ, y) at its modes, one a θ."""
         parts = zip(_batches(theta), _batches(z), strict=True)
@@ -318,19 +385,19 @@ class Problem:
 
     def _conditionals(self, theta: Array, z: Array) -> Iterator[TaskPosterior]:
         linear = self.linearise(theta, z, queries=True)
+        force, outputs = self._variances(linear)
+        moments = linear.force, force, linear.outputs, outputs
+        return (TaskPosterior(*parts) for parts in zip(*moments, strict=True))
+
+    def _variances(self, linear: Linear) -> tuple[Array, Array]:
         covariance = np.linalg.inv(_hessian(linear.residual_gradient))
 
         def variance(gradient: Array) -> Array:
-            between = gradient @ np.expand_dims(covariance, tuple(range(1, gradient.ndim - 2)))
-            return np.einsum("...i,...i->...", between, gradient)
+            points = gradient.shape[1:-1]
+            rows = gradient.reshape(len(gradient), math.prod(points), gradient.shape[-1])
+            return ((rows @ covariance) * rows).sum(-1).reshape(gradient.shape[:-1])
 
-        moments = (
-            linear.force,
-            variance(linear.force_gradient),
-            linear.outputs,
-            variance(linear.output_gradient),
-        )
-        return (TaskPosterior(*parts) for parts in zip(*moments, strict=True))
+        return variance(linear.force_gradient), variance(linear.output_gradient)
 
 
 def _batches(rows: Array) -> list[Array]:
@@ -351,31 +418,49 @@ def find_mode(problem: Problem, rng: np.random.Generator, starts: int) -> Mode:
     sizes = problem.parameters, problem.coefficients
     theta, z = (np.vstack([np.zeros(size), rng.standard_normal((starts, size))]) for size in sizes)
     best = np.argsort(problem.energy(theta, z))[:_MODES]
-    return min((descend(problem, theta[i], z[i]) for i in best), key=lambda mode: mode.energy)
+    return min(descend(problem, theta[best], z[best]), key=lambda mode: mode.energy)
 
 
-def descend(problem: Problem, theta: Array, z: Array) -> Mode:
-    """Levenberg–Marquardt over θ and z; several dampings are tried at once."""
+def descend(problem: Problem, theta: Array, z: Array, of: Rows | None = None) -> list[Mode]:
+    """Levenberg–Marquardt from each θ and z; several dampings are tried at once.
+
+    Args:
+        problem: whose modes are sought.
+        theta: ``start x size``.
+        z: alike.
+        of: the task of each start; the only one by default.
+
+    Returns:
+        What each start led to.
+    """
     n = problem.parameters
-    v, damping = np.concatenate([theta, z]), 1.0
+    v = np.hstack([theta, z])
+    starts, size = v.shape
+    damping, energy = np.ones(starts), np.empty(starts)
+    hessian = np.empty((starts, size, size))
+    active = np.arange(starts)
     for _ in range(_MODE_ITERATIONS):
-        residual, jacobian = problem.gradient(v[:n], v[n:])
-        hessian = np.eye(len(v)) + jacobian.T @ jacobian
-        energy = 0.5 * float(v @ v + residual @ residual)
-        gradient = v + jacobian.T @ residual
-        trials = damping * np.array([0.0, 0.1, 1.0, 10.0, 100.0])
-        damped = hessian + trials[:, None, None] * np.diag(hessian.diagonal())
-        candidates = (
-            v - np.linalg.solve(damped, np.tile(gradient, (len(trials), 1))[..., None])[..., 0]
-        )
-        energies = problem.energy(candidates[:, :n], candidates[:, n:])
-        best = int(np.argmin(energies))
-        gain = energy - float(energies[best])
-        if gain <= 0:
-            damping *= 100
-        else:
-            v = candidates[best]
-            damping = max(1e-6, trials[best] if best > 1 else 0.3 * damping)
-        if abs(gain) < problem.tolerance or damping > 1e12:
+        at, task = v[active], None if of is None else of[active]
+        residual, jacobian = problem.gradient(at[:, :n], at[:, n:], task)
+        hessian[active] = curved = np.eye(size) + jacobian.mT @ jacobian
+        before = 0.5 * (np.square(at).sum(1) + np.square(residual).sum(1))
+        gradient = at + (jacobian.mT @ residual[..., None])[..., 0]
+        trials = damping[active, None] * _DAMPINGS
+        diagonal = np.eye(size) * curved.diagonal(axis1=1, axis2=2)[:, None]
+        damped = curved[:, None] + trials[..., None, None] * diagonal[:, None]
+        candidates = at[:, None] - np.linalg.solve(damped, gradient[:, None, :, None])[..., 0]
+        flat = candidates.reshape(-1, size)
+        each = None if task is None else np.repeat(task, len(_DAMPINGS))
+        energies = problem.energy(flat[:, :n], flat[:, n:], each).reshape(trials.shape)
+        best, every = energies.argmin(1), np.arange(len(active))
+        lowest = energies[every, best]
+        better = lowest < before
+        v[active[better]] = candidates[every, best][better]
+        grown = np.maximum(1e-6, np.where(best > 1, trials[every, best], 0.3 * damping[active]))
+        damping[active] = np.where(better, grown, 100 * damping[active])
+        energy[active] = np.minimum(before, lowest)
+        done = (np.abs(before - lowest) < problem.tolerance) | (damping[active] > _MOST_DAMPING)
+        active = active[~done]
+        if not len(active):
             break
-    return Mode(v[:n], v[n:], hessian, min(energy, float(energies[best])))
+    return [Mode(v[i, :n], v[i, n:], hessian[i], float(energy[i])) for i in range(starts)]

@@ -15,22 +15,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dklfm.config import MechanisticConfig, RefinementConfig
+from dklfm.config import RefinementConfig
 from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
-from dklfm.methods.mechanistic import Anchors, Mechanistic, Mode, Problem, descend
-from dklfm.methods.single import gathered
+from dklfm.methods.mechanistic import Anchors, Mode, Problem, descend
+from dklfm.methods.sampling import Coordinates, paired, tempered
+from dklfm.methods.single import TaskPosterior, gathered, mixed
 from dklfm.methods.trained import TrainedModel
 from dklfm.progress import progress
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
+_TASKS_AT_ONCE = 32
+_CONDITIONALS = 16
 _INDEPENDENT = 0.2
 """Share of the query points that count as independent estimates of the force."""
 _TOLERANCE = 0.1
 """Nats; modes need only be as exact as a proposal's centre."""
-_LEAST = 0.5
+_WIDER = 1.5
+"""Variance of the proposals over that of Laplace's approximation, which is too narrow."""
+_LEAST = 0.4
 """Effective share of the samples that flattened weights keep."""
 
 
@@ -51,7 +56,7 @@ class Refined:
         self, model: TrainedModel, system: System, config: RefinementConfig | None = None
     ) -> None:
         self.model, self.system = model, system
-        self.law = MechanisticConfig(samples=(config or RefinementConfig()).samples)
+        self.samples = (config or RefinementConfig()).samples
 
     def infer(self, tasks: Tasks, anchors: Sequence[Anchors] | None = None) -> Posterior:
         """The posterior of every task.
@@ -64,12 +69,12 @@ class Refined:
             DataError: if the tasks state no noise, or the system's force is no Gaussian process
                 in a finite basis.
         """
-        mechanistic = Mechanistic(self.system, self.law)
         fits, seconds = [], []
+        coordinates: Coordinates | None = None
         for found in progress(self.modes(tasks, anchors), self.name, len(tasks)):
             started = time.process_time()
-            rng = np.random.default_rng(0)  # the same for every task
-            fits.append(mechanistic.around(found.problem, found.mode, rng, _LEAST))
+            coordinates = coordinates or found.problem.coordinates()
+            fits.append(_sampled(found.problem, found.mode, coordinates, self.samples))
             seconds.append(found.cpu_seconds + time.process_time() - started)
         return gathered(tasks, fits, seconds)
 
@@ -77,21 +82,52 @@ class Refined:
         """The mode of each task's posterior; arguments and errors as for :meth:`infer`."""
         system = self.system.with_outputs(len(tasks.outputs))
         amortised = self.model.infer(tasks)
-        for i in range(len(tasks)):
+        for first in range(0, len(tasks), _TASKS_AT_ONCE):
             started = time.process_time()
-            known = anchors[i] if anchors is not None else {}
-            problem = Problem(system, tasks.take([i]), {}, _TOLERANCE, known)
+            part = slice(first, first + _TASKS_AT_ONCE)
+            some = tasks.take(range(len(tasks))[part])
+            known = anchors[part] if anchors is not None else None
+            problem = Problem(system, some, {}, _TOLERANCE, known)
             if not (problem.coefficients and problem.parameters):
                 raise DataError(f"refinement is not made for {system.name}; use mechanistic")
-            z = _coefficients(problem, amortised["force_mean"][i], amortised["force_sd"][i])
-            mode = descend(problem, np.zeros(problem.parameters), z)
-            spent = time.process_time() - started + amortised["cpu_seconds"][i]
-            yield Found(problem, mode, float(spent))
+            z = _coefficients(problem, amortised["force_mean"][part], amortised["force_sd"][part])
+            modes = descend(problem, np.zeros((len(z), problem.parameters)), z, np.arange(len(z)))
+            spent = (time.process_time() - started) / len(z)
+            for i, mode in enumerate(modes):
+                seconds = spent + float(amortised["cpu_seconds"][first + i])
+                yield Found(problem.of_task(i), mode, seconds)
+
+
+def _sampled(problem: Problem, mode: Mode, coordinates: Coordinates, count: int) -> TaskPosterior:
+    """The posterior around a mode, from ``count`` sets of parameters.
+
+    Means are those of all of them. How much the force may vary given the parameters differs little
+    between sets and costs more, and is the mean over a few that are drawn by weight.
+    """
+    rng = np.random.default_rng(0)  # the same for every task
+
+    def density(theta: Array) -> tuple[Array, Array]:
+        return problem.near_force(theta, mode)
+
+    covariance = _WIDER * mode.theta_covariance()
+    sample = tempered(paired(density, coordinates, mode.theta, covariance, count, rng), _LEAST)
+    solved = problem.solve(sample.theta, sample.extra)
+    marks = (np.arange(_CONDITIONALS) + 0.5) / _CONDITIONALS
+    chosen = np.minimum(np.cumsum(sample.weights).searchsorted(marks), len(sample.weights) - 1)
+    variances = problem.variances(sample.theta[chosen], sample.extra[chosen])
+    force, outputs = (
+        mixed(sample.weights, means, within.mean(0))
+        for means, within in zip(solved, variances, strict=True)
+    )
+    return TaskPosterior(*force, *outputs, effective_sample_size=sample.effective_size)
 
 
 def _coefficients(problem: Problem, mean: Array, sd: Array) -> Array:
-    """The most probable coefficients of a force with given moments, by the median prior."""
-    at_rest = np.zeros((1, problem.parameters)), np.zeros((1, problem.coefficients))
-    gradient = problem.linearise(*at_rest, queries=True).force_gradient[0]
-    weighted = gradient.T * (_INDEPENDENT / np.square(sd))
-    return np.linalg.solve(np.eye(problem.coefficients) + weighted @ gradient, weighted @ mean)
+    """The most probable coefficients of forces with given moments, by the median prior."""
+    of = np.arange(len(mean))
+    at_rest = np.zeros((len(of), problem.parameters)), np.zeros((len(of), problem.coefficients))
+    gradient = problem.linearise(*at_rest, of, queries=True).force_gradient
+    weighted = gradient.mT * (_INDEPENDENT / np.square(sd))[:, None]
+    precision = np.eye(problem.coefficients) + weighted @ gradient
+    solved = np.linalg.solve(precision, weighted @ mean[..., None])
+    return np.asarray(solved[..., 0], dtype=np.float64)

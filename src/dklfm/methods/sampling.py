@@ -184,6 +184,38 @@ def importance(
     )
 
 
+def paired(
+    density: Density,
+    coordinates: Coordinates,
+    mean: Array,
+    covariance: NDArray[np.floating],
+    count: int,
+    rng: np.random.Generator,
+) -> Sample:
+    """Importance sampling with few draws: t proposals in φ, in orthogonal and opposite pairs.
+
+    Directions come from random orthonormal bases, each with its opposite, so that what is linear
+    in φ has no sampling error before weighting. Arguments as for :func:`importance`, with ``count``
+    rounded down to pairs.
+    """
+    size, pairs = len(mean), count // 2
+    bases = rng.standard_normal((-(-pairs // size), size, size))
+    directions = np.linalg.qr(bases)[0].reshape(-1, size)[:pairs]
+    radii = np.sqrt(rng.chisquare(size, pairs) / rng.chisquare(_DEGREES_OF_FREEDOM, pairs))
+    half = np.sqrt(_DEGREES_OF_FREEDOM) * radii[:, None] * directions
+    white = np.vstack([half, -half])
+    slope = coordinates.slopes(mean[None])[0]
+    root = np.linalg.cholesky(slope[:, None] * covariance * slope)
+    theta = coordinates.theta(coordinates.of_theta(mean[None]) + white @ root.T)
+    inside = np.isfinite(theta).all(1)
+    theta, white = theta[inside], white[inside]
+    extra, values = density(theta)
+    power = (_DEGREES_OF_FREEDOM + size) / 2
+    proposed = -power * np.log1p(np.square(white).sum(1) / _DEGREES_OF_FREEDOM)
+    weights = softmax(values - np.log(coordinates.slopes(theta)).sum(1) - proposed)
+    return Sample(theta, extra, weights, 1 / float(np.square(weights).sum()))
+
+
 def markov_chain(
     density: Density, coordinates: Coordinates, start: Sample, count: int, seed: int
 ) -> Sample:

@@ -39,19 +39,28 @@ class TaskPosterior(NamedTuple):
     effective_sample_size: float | None = None
 
 
-def mixture(fits: Sequence[TaskPosterior], weights: Array) -> TaskPosterior:
-    """Moments of a weighted mixture of Gaussians, point by point.
+def mixed(weights: Array, means: Array, within: Array) -> tuple[Array, Array]:
+    """Mean and variance of a weighted mixture of Gaussians, point by point.
 
-    The weights sum to 1 and are taken for importance weights: moments between the parts are
+    The weights sum to 1 and are taken for importance weights: the variance between the parts is
     corrected for the share of their spread that the weighted mean takes.
+
+    Args:
+        weights: ``part``.
+        means: ``part x ...``.
+        within: the parts' mean variance, ``...``.
     """
+    mean = np.tensordot(weights, means, 1)
+    between = np.tensordot(weights, np.square(means - mean), 1)
+    between /= max(1 - np.square(weights).sum(), 1e-3)
+    return mean, np.clip(within + between, 1e-12, None)
+
+
+def mixture(fits: Sequence[TaskPosterior], weights: Array) -> TaskPosterior:
+    """Moments of a weighted mixture of posteriors."""
 
     def moments(means: list[Array], variances: list[Array]) -> tuple[Array, Array]:
-        mean = np.tensordot(weights, np.array(means), 1)
-        between = np.tensordot(weights, np.square(means - mean), 1)
-        between /= max(1 - np.square(weights).sum(), 1e-3)
-        within = np.tensordot(weights, np.array(variances), 1)
-        return mean, np.clip(within + between, 1e-12, None)
+        return mixed(weights, np.array(means), np.tensordot(weights, np.array(variances), 1))
 
     means = [f.force_mean for f in fits if f.force_mean is not None]
     variances = [f.force_variance for f in fits if f.force_variance is not None]

@@ -206,6 +206,10 @@ class System(Section, ABC):
         """
         return self
 
+    def outputs_at(self, draws: Draw, x: Array) -> Array:
+        """The outputs alone of :meth:`solve`."""
+        return self.solve(draws, x).outputs
+
     @abstractmethod
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Evaluate tasks at given inputs.

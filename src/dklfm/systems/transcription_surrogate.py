@@ -84,15 +84,18 @@ class TranscriptionSurrogate(Transcription):
         return self
 
     def solve(self, draws: Draw, x: Array) -> Solution:
-        times, basis = self._shared(x), self._basis()
         weights = (self._spectrum(draws) * draws["coefficients"])[..., None]
-        drive = self.activity(basis.at_nodes @ weights)
-        force = (basis.sines(times) @ weights)[..., 0]
-        outputs = self._driven(draws, drive, times)[..., 0] + self.initial(draws)[..., None]
-        return Solution(force, outputs)
+        sines = self._basis().sines(self._runs(x))
+        runs = weights.reshape(len(sines), -1, weights.shape[1])
+        return Solution((runs @ sines.mT).reshape(len(x), -1), self.outputs_at(draws, x))
+
+    def outputs_at(self, draws: Draw, x: Array) -> Array:
+        weights = (self._spectrum(draws) * draws["coefficients"])[..., None]
+        drive = self.activity(self._basis().at_nodes @ weights)
+        return self._driven(draws, drive, self._runs(x))[..., 0] + self.initial(draws)[..., None]
 
     def linearise(self, draws: Draw, x: Array) -> Linearisation:
-        times, basis = self._shared(x), self._basis()
+        times, basis = self._runs(x), self._basis()
         spectrum = self._spectrum(draws)
         weights = (spectrum * draws["coefficients"])[..., None]
         force = basis.at_nodes @ weights
@@ -101,7 +104,7 @@ class TranscriptionSurrogate(Transcription):
             [slope / _DIFFERENCE * basis.at_nodes * spectrum[:, None], self.activity(force)], -1
         )
         driven = self._driven(draws, drives, times)
-        sines = basis.sines(times)
+        sines = np.repeat(basis.sines(times), len(x) // len(times), axis=0)
         return Linearisation(
             (sines @ weights)[..., 0],
             driven[..., -1] + self.initial(draws)[..., None],
@@ -109,9 +112,14 @@ class TranscriptionSurrogate(Transcription):
             driven[..., :-1],
         )
 
-    def _shared(self, x: Array) -> Array:
-        """Times, ``task x point``, or of one task alone where all have the same."""
-        return self._times(x[:1] if x.strides[0] == 0 else x)
+    def _runs(self, x: Array) -> Array:
+        """Times of the first task of each run of equally many with the same, ``run x point``."""
+        times = self._times(x[:1] if x.strides[0] == 0 else x)
+        size = int(np.append((times != times[0]).any(-1), True).argmax())
+        if len(times) % size:
+            return times
+        runs = times.reshape(-1, size, times.shape[1])
+        return runs[:, 0] if (runs == runs[:, :1]).all() else times
 
     def _spectrum(self, draws: Draw) -> Array:
         """Prior standard deviation of each sine's weight, ``task x coefficient``."""
@@ -125,7 +133,7 @@ class TranscriptionSurrogate(Transcription):
         Args:
             draws: parameters ``sensitivity`` and ``decay``.
             drive: ``task x node x column`` values of G ∘ f, or of its derivatives.
-            times: ``task x point``, or of one task for all.
+            times: ``run x point``, each of equally many tasks.
 
         Returns:
             ``task x gene x point x column``.
@@ -137,30 +145,36 @@ class TranscriptionSurrogate(Transcription):
         gained = (share @ nodes.reshape(*nodes.shape[:2], -1)).reshape(
             *share.shape[:2], *nodes.shape[2:]
         )
-        # Genes and columns side by side: the interpolation is one matrix product a task.
-        states = np.zeros((len(drive), basis.panels + 1, *gained.shape[1::2]))
+        # States, then slopes; genes and columns side by side: one matrix product a task
+        # interpolates. New memory is dear, so there is little of it.
+        both = np.empty((len(drive), 2, basis.panels + 1, *gained.shape[1::2]))
+        states, slopes = both[:, 0], both[:, 1]
+        states[:, 0] = 0.0
         kept = np.exp(-rate)
         for i in range(basis.panels):
-            states[:, i + 1] = kept * states[:, i] + gained[:, :, i]
-        slopes = basis.width * drive[:, ::2, None] - rate[:, None] * states
-        by_state, by_slope = _interpolation(times / basis.width, basis.panels)
-        found = by_state @ states.reshape(*states.shape[:2], -1)
-        found += by_slope @ slopes.reshape(*slopes.shape[:2], -1)
-        found = found.reshape(*found.shape[:2], *states.shape[2:])
-        return draws["sensitivity"][..., None, None] * np.moveaxis(found, 1, 2)
+            np.multiply(kept, states[:, i], out=states[:, i + 1])
+            states[:, i + 1] += gained[:, :, i]
+        np.multiply(-rate[:, None], states, out=slopes)
+        slopes += basis.width * drive[:, ::2, None]
+        weights = _interpolation(times / basis.width, basis.panels)
+        in_runs = both.reshape(len(times), -1, weights.shape[-1], both.shape[-2] * both.shape[-1])
+        found = weights[:, None] @ in_runs
+        found = np.moveaxis(found.reshape(len(both), -1, *both.shape[3:]), 1, 2)
+        found *= draws["sensitivity"][..., None, None]
+        return found
 
 
-def _interpolation(position: Array, panels: int) -> tuple[Array, Array]:
-    """Cubic Hermite weights of values and slopes at the panels' ends.
+def _interpolation(position: Array, panels: int) -> Array:
+    """Cubic Hermite weights of values, then of slopes, at the panels' ends.
 
     Args:
         position: ``... x point`` in panels.
         panels: how many.
 
     Returns:
-        Twice ``... x point x (panel + 1)``.
+        ``... x point x 2 (panel + 1)``.
     """
     left = np.clip(np.floor(position).astype(int), 0, panels - 1)
     at, after = (np.eye(panels + 1)[end] for end in (left, left + 1))
     by_y0, by_m0, by_y1, by_m1 = hermite((position - left)[..., None])
-    return by_y0 * at + by_y1 * after, by_m0 * at + by_m1 * after
+    return np.concatenate([by_y0 * at + by_y1 * after, by_m0 * at + by_m1 * after], -1)

@@ -60,20 +60,16 @@ class Units:
             return cls(low, np.tile(low, (len(x), 1)), np.ones((len(x), len(low))), one)
         usual = np.hypot(scale.mean, scale.sd)
         groups = _experiments(tasks)
-        origin, rate = np.empty((len(x), len(low))), np.empty((len(x), len(low)))
-        factor = np.empty(len(x))
-        for group in range(groups.max() + 1):
-            own = groups == group
-            first, last = np.nanmin(x[own], axis=(0, 1)), np.nanmax(x[own], axis=(0, 1))
-            name = tasks.data["task"].values[int(own.argmax())]
-            if not (last > first).all():
-                raise DataError(f"task {name}: all observations are at one time or position")
-            size = float(np.sqrt(np.nanmean(np.square(y[own]))))
-            if not size > 0:
-                raise DataError(f"task {name}: every value is 0; there is nothing to infer from")
-            origin[own], rate[own] = first, (high - low) / (last - first)
-            factor[own] = usual / size
-        return cls(low, origin, rate, factor)
+        first, last = _extremes(x, groups)
+        squares = np.bincount(groups, np.nansum(np.square(y), axis=(1, 2)))
+        size = np.sqrt(squares / np.bincount(groups, np.isfinite(y).sum((1, 2))))
+        names = tasks.data["task"].values
+        for i in np.flatnonzero((last <= first).any(1)[groups]):
+            raise DataError(f"task {names[i]}: all observations are at one time or position")
+        for i in np.flatnonzero(~(size[groups] > 0)):
+            raise DataError(f"task {names[i]}: every value is 0; there is nothing to infer from")
+        rate = (high - low) / (last - first)
+        return cls(low, first[groups], rate[groups], (usual / size)[groups])
 
     def take(self, tasks: slice) -> Units:
         """Those of some tasks."""
@@ -98,6 +94,15 @@ class Units:
         if "y_sd" in tasks:
             data = data.assign(y_sd=tasks.data["y_sd"] * factor)
         return Tasks(data)
+
+
+def _extremes(x: Array, groups: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Least and largest inputs of each group of tasks, ``group x axis``; NaN is none."""
+    first = np.full((groups.max() + 1, x.shape[-1]), np.inf)
+    last = -first
+    np.fmin.at(first, groups, np.fmin.reduce(x, axis=1))
+    np.fmax.at(last, groups, np.fmax.reduce(x, axis=1))
+    return first, last
 
 
 def _experiments(tasks: Tasks) -> NDArray[np.int64]:

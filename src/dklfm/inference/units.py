@@ -64,7 +64,7 @@ class Units:
         squares = np.bincount(groups, np.nansum(np.square(y), axis=(1, 2)))
         size = np.sqrt(squares / np.bincount(groups, np.isfinite(y).sum((1, 2))))
         names = tasks.data["task"].values
-        for i in np.flatnonzero((last <= first).any(1)[groups]):
+        for i in np.flatnonzero((last <= first)[groups].any(1)):
             raise DataError(f"task {names[i]}: all observations are at one time or position")
         for i in np.flatnonzero(~(size[groups] > 0)):
             raise DataError(f"task {names[i]}: every value is 0; there is nothing to infer from")

@@ -136,9 +136,12 @@ class ReactionDiffusion(System):
         # Σ_n sin(nπx) a_n(i) lag_n(t, j) as one product of matrices over the modes.
         over_x = factors.sines[:, None, :] * factors.amplitude.T  # x i n
         lag = factors.lag(np.eye(factors.force_t.shape[1])[None])
-        table = over_x.reshape(-1, over_x.shape[-1]) @ lag.reshape(len(lag), -1)
-        table = table.reshape(*over_x.shape[:2], *lag.shape[1:])  # x i t j
-        output += table[at_x, :, at_t]
+        if mesh.is_grid:
+            table = over_x.reshape(-1, over_x.shape[-1]) @ lag.reshape(len(lag), -1)
+            table = table.reshape(*over_x.shape[:2], *lag.shape[1:])  # x i t j
+            output += table[at_x, :, at_t]
+        else:
+            output += over_x[at_x] @ lag.transpose(1, 0, 2)[at_t]
         output[mesh.fixed] = 0.0
         return force.reshape(size), factors.production * output.reshape(size)
 
@@ -217,13 +220,18 @@ class _Mesh(NamedTuple):
         fixed = (points[:, 0] == 0) | (points[:, 0] == 1) | (points[:, 1] == 0)
         return cls(x, t, index_x, index_t, fixed)
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether a table of all pairs of coordinates is little more than the points."""
+        return len(self.x) * len(self.t) <= 4 * len(self.index_x)
+
     def evaluate(self, factor_x: Array, factor_t: Array) -> Array:
         """Σ_k factor_x[x, k] factor_t[t, k] at each point.
 
         On a grid the table of all pairs is the answer and one matrix product makes it; among
         scattered points nearly all pairs are unwanted.
         """
-        if len(self.x) * len(self.t) <= 4 * len(self.index_x):
+        if self.is_grid:
             return (factor_x @ factor_t.T)[self.index_x, self.index_t]
         return np.einsum("pk,pk->p", factor_x[self.index_x], factor_t[self.index_t])
 

@@ -101,4 +101,4 @@ def fit_tails(errors: Array) -> tuple[float, float]:
     else:
         df = brentq(lambda df: ratio(df) - outer / middle, LEAST_DF, _MOST_DF)
     half = float(stdtrit(df, 0.975) / unit_scale(df))
-    return (outer / half) ** 2, float(df)
+    return float(outer / half) ** 2, float(df)

@@ -46,7 +46,7 @@ def interrupted(
     spec: Spec, tasks: Tasks, folder: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("dklfm.training.runs._CHECKPOINT_SECONDS", -1.0)
+        patch.setattr("dklfm.training.runs._LEAST_SECONDS", -1.0)
         interrupt_after(epochs, patch)
         with pytest.raises(KeyboardInterrupt):
             training.run(spec, tasks, folder)

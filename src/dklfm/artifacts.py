@@ -7,6 +7,7 @@ zarr reads a missing chunk as NaN without a word, so nothing else is proof of wh
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -14,17 +15,52 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from filelock import FileLock, Timeout
 
-from dklfm.errors import DataError
+from dklfm.errors import DataError, WriteError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
+_LOCK = ".lock"
+_HALF_WRITTEN = ".half"
 _RECORDED_PACKAGES = ("dklfm", "numpy", "scipy", "torch", "gpytorch", "xarray", "zarr")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder if it is missing, and let no other process make a product there meanwhile.
+
+    The lock ends with the process, however that ends. What a killed one left half-written is
+    removed.
+
+    Raises:
+        WriteError: if another process is at work there, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WriteError(
+            f"{folder}: another process is making this product; wait for it to end, or stop it"
+        ) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        for left in folder.glob(".*" + _HALF_WRITTEN):
+            _remove(left)
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -32,19 +68,56 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     An existing file is replaced in one step; an existing folder is removed first, so that for a
     moment there is none. A failing ``write`` leaves what was there untouched.
+
+    Raises:
+        WriteError: if the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_HALF_WRITTEN}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(sibling)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(sibling, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
     finally:
-        if sibling.is_dir():
-            shutil.rmtree(sibling)
-        else:
-            sibling.unlink(missing_ok=True)
+        _remove(sibling)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        WriteError: as :func:`write_atomically`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(sibling: Path) -> None:
+        try:
+            save_file(dict(tensors), sibling, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
+            raise OSError(code, str(error)) from None
+
+    write_atomically(path, write)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> WriteError:
+    reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "make room" if full else "choose a folder that you may write to"
+    return WriteError(f"{path} cannot be written: {reason}; {mend} and rerun")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,7 +170,11 @@ def dataset_digest(dataset: xr.Dataset) -> str:
 
 
 def save_dataset(folder: Path, dataset: xr.Dataset, description: Mapping[str, Any]) -> None:
-    """Store a dataset as ``data.zarr`` with a manifest."""
+    """Store a dataset as ``data.zarr`` with a manifest.
+
+    Raises:
+        WriteError: if the disk is full, or the folder cannot be written to.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
     for name, variable in dataset.variables.items():
         if variable.dtype.kind == "U":  # zarr has no stable form for fixed-length strings

@@ -29,6 +29,12 @@ class ModelError(DklfmError):
     exit_code = 5
 
 
+class WriteError(DklfmError, OSError):
+    """A product cannot be written: the disk is full, the folder read-only, or in use."""
+
+    exit_code = 7
+
+
 class NumericalError(DklfmError):
     """A computation that should be well posed was not, for example a Cholesky factor."""
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ import xarray as xr
 from distributed import Client, LocalCluster, as_completed
 from numpy.typing import NDArray
 
-from dklfm.artifacts import save_dataset, write_atomically
+from dklfm.artifacts import alone_in, save_dataset, write_atomically
 from dklfm.config import Mesh, TasksConfig, canonical_json, parse_system, resolved, validate
-from dklfm.errors import ConfigError, DklfmError
+from dklfm.errors import ConfigError, DataError, DklfmError
 from dklfm.progress import progress
 from dklfm.settings import Uneven
 from dklfm.systems import System, stack
@@ -165,7 +166,7 @@ def _write_shard(spec: dict[str, Any], codes: Any, indices: Any, path: str) -> s
     system, config = parse_spec(spec, "the simulation settings")
     started = time.process_time()
     arrays = simulate(system, config, codes, indices)
-    arrays[_CPU_SECONDS] = np.asarray(time.process_time() - started)
+    arrays[_CPU_SECONDS] = np.atleast_1d(time.process_time() - started)
 
     def write(sibling: Path) -> None:
         with sibling.open("wb") as handle:  # a name would have .npz appended to it
@@ -208,11 +209,30 @@ def run(
     indices = np.concatenate([np.arange(n) for n in counts])
 
     identity = hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:10]
-    partial = folder / "partial" / identity
-    partial.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        arrays = _all_shards(
+            spec, codes, indices, folder / "partial" / identity, workers, scheduler
+        )
+        cpu_seconds = float(arrays.pop(_CPU_SECONDS).sum())
+        tasks = assemble(system, codes, arrays)
+        facts = {"tasks": len(tasks), "simulation_cpu_s": cpu_seconds}
+        save_dataset(folder, tasks.data, {"stage": "tasks", "spec": spec, **facts})
+        shutil.rmtree(folder / "partial")
+    return tasks
+
+
+def _all_shards(
+    spec: dict[str, Any],
+    codes: NDArray[np.int8],
+    indices: NDArray[np.int64],
+    partial: Path,
+    workers: int,
+    scheduler: str | None,
+) -> dict[str, NDArray[Any]]:
+    """Simulated and kept in parts; whole ones that an interrupted run left are not made again."""
     shards = [slice(i, i + SHARD) for i in range(0, len(codes), SHARD)]
     paths = [partial / f"shard-{i:05d}.npz" for i in range(len(shards))]
-    todo = [i for i, path in enumerate(paths) if not path.exists()]
+    todo = [i for i, path in enumerate(paths) if _read_shard(path) is None]
     arguments = [(spec, codes[shards[i]], indices[shards[i]], str(paths[i])) for i in todo]
     log.info("simulating %d tasks in %d shards, %d to do", len(codes), len(shards), len(todo))
     if workers == 1 and scheduler is None:
@@ -224,14 +244,20 @@ def run(
             for future in progress(as_completed(futures), "simulate", total=len(futures)):
                 future.result()
 
-    parts = []
-    for path in paths:
+    parts = [_read_shard(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if part is None:
+            raise DataError(f"{path} was damaged after it was written; rerun to make it again")
+    whole = [part for part in parts if part is not None]
+    return {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
+
+
+def _read_shard(path: Path) -> dict[str, NDArray[Any]] | None:
+    try:
         with np.load(path, allow_pickle=False) as shard:
-            parts.append(dict(shard))
-    cpu_seconds = sum(float(part.pop(_CPU_SECONDS)) for part in parts)
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    tasks = assemble(system, codes, arrays)
-    facts = {"tasks": len(tasks), "simulation_cpu_s": cpu_seconds}
-    save_dataset(folder, tasks.data, {"stage": "tasks", "spec": spec, **facts})
-    shutil.rmtree(folder / "partial")
-    return tasks
+            return dict(shard)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        log.warning("the shard %s cannot be read (%s); it is simulated again", path, error)
+        return None

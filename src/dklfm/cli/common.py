@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -19,6 +20,14 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a stored product.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 
 
+class _Terminated(KeyboardInterrupt):
+    """A scheduler asks for an end."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Log to standard error, set the threads of torch, print a user's mistake as one line."""
 
@@ -28,14 +37,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
         )
         logging.captureWarnings(True)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             function(*args, **kwargs)
         except DklfmError as error:
             typer.echo(f"dklfm: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             typer.echo("dklfm: interrupted; rerun the same command to continue", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
 
     return wrapped
 

@@ -27,7 +27,7 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
 
     Example: `dklfm stage fit '{"system": {"name": "transcription"}, "tasks": ["1"]}' results/tasks/p53 results/fit/p53`
     """
-    from dklfm.artifacts import write_manifest
+    from dklfm.artifacts import alone_in, write_manifest
     from dklfm.config import MechanisticConfig, canonical_json, parse_system
     from dklfm.methods import fit_system
     from dklfm.tasks import load_tasks
@@ -37,7 +37,8 @@ def fit(spec: Spec, tasks: Folder, out: Out) -> None:
     chosen = load_tasks(tasks).named(settings.get("tasks", ()))
     found = fit_system(system, chosen, MechanisticConfig(samples=2048)).spec()
     digest = hashlib.sha256(canonical_json(found).encode()).hexdigest()
-    write_manifest(out, {"stage": "fit", "spec": settings, "system": found}, digest)
+    with alone_in(out):
+        write_manifest(out, {"stage": "fit", "spec": settings, "system": found}, digest)
 
 
 @app.command()
@@ -49,11 +50,12 @@ def measurements(
 
     Example: `dklfm stage measurements p53-mmgmos results/tasks/p53`
     """
-    from dklfm.artifacts import save_dataset
+    from dklfm.artifacts import alone_in, save_dataset
     from dklfm.tasks import load_embedded
 
     tasks = load_embedded(dataset)
-    save_dataset(out, tasks.data, {"stage": "tasks", "spec": {"dataset": dataset}})
+    with alone_in(out):
+        save_dataset(out, tasks.data, {"stage": "tasks", "spec": {"dataset": dataset}})
 
 
 @app.command()
@@ -71,6 +73,7 @@ def infer(
 
     Example: `dklfm stage infer results/model/one results/tasks/one results/posterior/one`
     """
+    from dklfm.artifacts import alone_in
     from dklfm.config import RefinementConfig, parse_system, validate
     from dklfm.methods import Method, Refined, TrainedModel, save_posterior
     from dklfm.model import ModelCard
@@ -82,8 +85,9 @@ def infer(
     if refine is not None:
         settings: RefinementConfig = validate(RefinementConfig, read_spec(refine), "--refine")
         method = Refined(trained, parse_system(card.system, str(model)), settings)
-    posterior = method.infer(load_tasks(tasks).to_show())
-    save_posterior(out, posterior, card.system, **card.costs())
+    with alone_in(out):
+        posterior = method.infer(load_tasks(tasks).to_show())
+        save_posterior(out, posterior, card.system, **card.costs())
 
 
 @app.command()
@@ -105,7 +109,7 @@ def reference(
     """
     import shutil
 
-    from dklfm.artifacts import MANIFEST, read_json
+    from dklfm.artifacts import MANIFEST, alone_in, read_json
     from dklfm.config import (
         AnyReference,
         ReferenceConfig,
@@ -128,8 +132,9 @@ def reference(
     # Fits are kept for these settings and tasks, however many of them are asked for.
     identity = resolved(settings) | {"tasks": None, "store": manifest.get("digest")}
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]
-    save_posterior(out, fit_each(fitter, chosen, out / "partial" / key), system)
-    shutil.rmtree(out / "partial")
+    with alone_in(out):
+        save_posterior(out, fit_each(fitter, chosen, out / "partial" / key), system)
+        shutil.rmtree(out / "partial")
 
 
 @app.command()

@@ -12,9 +12,16 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, PositiveFloat
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from dklfm.artifacts import MANIFEST, read_json, write_atomically, write_manifest
+from dklfm.artifacts import (
+    MANIFEST,
+    alone_in,
+    read_json,
+    write_atomically,
+    write_manifest,
+    write_tensors,
+)
 from dklfm.config import TrainSpec, resolved, validate
 from dklfm.errors import DklfmError, ModelError
 from dklfm.model.base import ForceModel
@@ -88,7 +95,7 @@ def save_model(
     """Write ``weights.safetensors`` and, last, the manifest that declares the model whole."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     path = folder / "weights.safetensors"
-    write_atomically(path, lambda p: save_file(tensors, p))
+    write_tensors(path, tensors)
     payload = {"stage": "model", "spec": resolved(spec), "scale": asdict(scale), **facts}
     write_manifest(folder, payload, hashlib.sha256(path.read_bytes()).hexdigest())
 
@@ -124,7 +131,8 @@ def ship(folder: Path, out: Path) -> None:
         DklfmError: if the model is missing, damaged or of another architecture than it states.
     """
     load_model(folder)
-    (out / MANIFEST).unlink(missing_ok=True)
-    for name in ("weights.safetensors", TRUST_FILE, MANIFEST):
-        if (folder / name).is_file():
-            write_atomically(out / name, partial(shutil.copyfile, folder / name))
+    with alone_in(out):
+        (out / MANIFEST).unlink(missing_ok=True)
+        for name in ("weights.safetensors", TRUST_FILE, MANIFEST):
+            if (folder / name).is_file():
+                write_atomically(out / name, partial(shutil.copyfile, folder / name))

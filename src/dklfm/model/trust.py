@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from dklfm.artifacts import write_atomically
+from dklfm.artifacts import write_tensors
 from dklfm.errors import ModelError
 from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch, Scale
@@ -181,7 +181,7 @@ class Trust:
     def save(self, folder: Path) -> None:
         """Write the file beside a model's weights."""
         tensors = {name: value.contiguous() for name, value in vars(self).items()}
-        write_atomically(folder / FILE, lambda path: save_file(tensors, path))
+        write_tensors(folder / FILE, tensors)
 
     @classmethod
     def load(cls, folder: Path) -> Trust | None:

@@ -14,11 +14,10 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from scipy.special import stdtrit
 from torch import Tensor
 
-from dklfm.artifacts import dataset_digest, write_atomically
+from dklfm.artifacts import alone_in, dataset_digest, write_atomically, write_tensors
 from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
 from dklfm.errors import DataError, DklfmError
 from dklfm.marginals import fit_tails
@@ -38,7 +37,9 @@ from dklfm.training.stream import StreamTrainer
 from dklfm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_CHECKPOINT_SECONDS = 20.0
+_MOST_SECONDS, _LEAST_SECONDS = 20.0, 1.0
+_CHECKPOINT_SHARE = 0.02
+"""Of the time that checkpoints may take, between these bounds on what is lost when killed."""
 _TRUST_TASKS = 6144
 
 
@@ -109,13 +110,26 @@ def run(
         trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation, begun)
     else:
         trainer = Trainer(tasks, checked, chosen, begun)
+    with alone_in(folder):
+        _run(checked, trainer, tasks, folder, simulation or {}, simulation_cpu_s, start)
+
+
+def _run(
+    checked: TrainSpec,
+    trainer: Trainer,
+    tasks: Tasks,
+    folder: Path,
+    simulation: Mapping[str, Any],
+    simulation_cpu_s: float,
+    start: Path | None,
+) -> None:
     settings = {"spec": resolved(checked), "tasks": dataset_digest(tasks.data)}
     if start is not None:
         settings["start"] = ModelCard.read(start).digest
     identity = hashlib.sha256(canonical_json(settings).encode()).hexdigest()
     checkpoint = folder / "partial"
     _resume(trainer, checkpoint, identity)
-    last = time.monotonic()
+    last, wait = time.monotonic(), _LEAST_SECONDS
     left = range(trainer.epoch, checked.training.epochs)
     for _ in progress(left, "train"):
         trainer.run_epoch()
@@ -126,9 +140,11 @@ def run(
                 "%(validation_loss).4f, force NLL %(validation_force_nll).4f",
                 row,
             )
-        if time.monotonic() - last > _CHECKPOINT_SECONDS:
+        if time.monotonic() - last > wait:
+            began = time.monotonic()
             _save_checkpoint(trainer, checkpoint, identity)
             last = time.monotonic()
+            wait = min(max((last - began) / _CHECKPOINT_SHARE, _LEAST_SECONDS), _MOST_SECONDS)
     if not trainer.best:
         raise DklfmError("training diverged: no validation loss was finite; lower learning_rate")
     trainer.model.load_state_dict(trainer.best)
@@ -144,7 +160,7 @@ def run(
         trainer.model,
         trainer.scale,
         checked,
-        system=dict((simulation or {}).get("system", {})),
+        system=dict(simulation.get("system", {})),
         outputs=trainer.outputs,
         **calibration(errors, tails=isinstance(trainer, StreamTrainer)),
         simulation_cpu_s=simulation_cpu_s,
@@ -160,7 +176,7 @@ def run(
 def _save_checkpoint(trainer: Trainer, folder: Path, identity: str) -> None:
     tensors, plain = trainer.state()
     metadata = {"identity": identity, "plain": json.dumps(plain)}
-    write_atomically(folder / "state.safetensors", lambda p: save_file(tensors, p, metadata))
+    write_tensors(folder / "state.safetensors", tensors, metadata)
 
 
 def _resume(trainer: Trainer, folder: Path, identity: str) -> None:

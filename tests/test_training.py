@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def interrupted(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("dklfm.training.runs._LEAST_SECONDS", -1.0)
+        patch.setattr("dklfm.training.runs._CHECKPOINT_SHARE", math.inf)
         interrupt_after(epochs, patch)
         with pytest.raises(KeyboardInterrupt):
             training.run(spec, tasks, folder)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import xarray as xr
 
 from dklfm.artifacts import (
     MANIFEST,
+    alone_in,
     dataset_digest,
     load_dataset,
     read_json,
@@ -19,7 +25,7 @@ from dklfm.artifacts import (
     write_atomically,
     write_json,
 )
-from dklfm.errors import DataError
+from dklfm.errors import DataError, WriteError
 
 
 def dataset() -> xr.Dataset:
@@ -167,6 +173,53 @@ def test_failing_writer_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -
         write_atomically(folder, fail)
     assert (folder / "part").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    killed, living = (
+        tmp_path / f".file.txt.{platform.node()}.{process}.0a1b2c3d.half"
+        for process in (dead.pid, os.getpid())
+    )
+    elsewhere = tmp_path / f".file.txt.another-host.{dead.pid}.0a1b2c3d.half"
+    for path in (killed, living, elsewhere):
+        path.write_text("ha")
+    write_atomically(tmp_path / "file.txt", lambda p: p.write_text("whole") and None)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file.txt", living, elsewhere])
+    with alone_in(tmp_path):
+        assert not living.exists()
+        assert not elsewhere.exists()
+
+
+def test_one_product_is_made_by_one_process(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "product"):
+        second = alone_in(tmp_path / "product")
+        with pytest.raises(WriteError, match="another process is making this product"):
+            second.__enter__()
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "product"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(errno.ENOSPC, "make room and rerun"), (errno.EROFS, "a folder that you may write to")],
+)
+def test_what_cannot_be_written_is_one_clear_error(tmp_path: Path, code: int, says: str) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(WriteError, match=f"file.txt cannot be written: .*{says}"):
+        write_atomically(tmp_path / "file.txt", fail)
+    (tmp_path / "a").write_text("a file, where a folder should be")
+    with pytest.raises(WriteError, match="cannot be written"):
+        write_atomically(tmp_path / "a" / "b", lambda p: p.write_text("") and None)
+    with pytest.raises(WriteError, match="cannot be written"):
+        alone_in(tmp_path / "a").__enter__()
 
 
 def test_successful_writer_replaces_file_and_folder_without_leftovers(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ zarr reads a missing chunk as NaN without a word, so nothing else is proof of wh
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import uuid
 import warnings
@@ -67,14 +69,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary sibling, then move it to ``path``.
 
     An existing file is replaced in one step; an existing folder is removed first, so that for a
-    moment there is none. A failing ``write`` leaves what was there untouched.
+    moment there is none. A failing ``write`` leaves what was there untouched. What killed processes
+    left half-written in its place is removed.
 
     Raises:
         WriteError: if the disk is full, or the folder cannot be written to.
     """
-    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_HALF_WRITTEN}")
+    host = f".{path.name}.{platform.node()}"
+    sibling = path.with_name(f"{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}{_HALF_WRITTEN}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(host)}.*{_HALF_WRITTEN}"):
+            if not _is_alive(int(left.name.split(".")[-3])):
+                _remove(left)
         write(sibling)
         if path.is_dir():
             shutil.rmtree(path)
@@ -104,6 +111,16 @@ def write_tensors(
             raise OSError(code, str(error)) from None
 
     write_atomically(path, write)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

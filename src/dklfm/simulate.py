@@ -15,7 +15,7 @@ from typing import Any
 import dask
 import numpy as np
 import xarray as xr
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 from numpy.typing import NDArray
 
 from dklfm.artifacts import alone_in, save_dataset, write_atomically
@@ -242,7 +242,14 @@ def _all_shards(
         with dask_client(workers, scheduler) as client:
             futures = [client.submit(_write_shard, *one, pure=False) for one in arguments]
             for future in progress(as_completed(futures), "simulate", total=len(futures)):
-                future.result()
+                try:
+                    future.result()
+                except KilledWorker as error:
+                    raise DklfmError(
+                        f"{error.last_worker.address}: a worker was killed again and again, which "
+                        "is what happens when memory runs out; take fewer --workers or more memory "
+                        "and rerun: what was simulated is kept"
+                    ) from None
 
     parts = [_read_shard(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):

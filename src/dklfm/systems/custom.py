@@ -75,7 +75,8 @@ def _load(file: Path, name: str, digest: str) -> type[System]:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]
         where = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{file}{where}: {type(error).__name__}: {error}") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{file}{where}: {type(error).__name__}: {reason}") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, System)):
         raise ConfigError(f"{file} has no class {name} that is a dklfm System")

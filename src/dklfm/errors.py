@@ -10,6 +10,10 @@ class DklfmError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        # Names in it may be a stranger's; none of them makes a second line of it.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class ConfigError(DklfmError):
     """A configuration has an unknown key, a wrong type or an impossible value."""

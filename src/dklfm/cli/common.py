@@ -60,7 +60,7 @@ def read_spec(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             spec = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the settings given as text are not JSON: {error}") from None
     else:
         spec = read_yaml(Path(text))

@@ -61,6 +61,8 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
@@ -69,6 +71,8 @@ def read_yaml(path: Path) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(f"{path}: not valid YAML{place}: {problem}") from None
+    except ValueError as error:  # of a date or number that is none
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
 
 def load_config(path: Path) -> Config:

@@ -18,6 +18,8 @@ from dklfm.settings import Constant, Noise, Section, positive
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+Size = Annotated[int, Field(ge=1, le=1024)]
+"""Of a part of a network."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -63,10 +65,10 @@ class TasksConfig(Section):
 
 
 class _AttentionConfig(Section):
-    width: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    frequencies: PositiveInt = 6
+    width: Size = 64
+    layers: Size = 2
+    heads: Size = 4
+    frequencies: Size = 6
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -85,9 +87,9 @@ class FourierConfig(Section):
     """Fourier neural operator over the points of an output; full regular meshes only."""
 
     name: Literal["fourier"] = "fourier"
-    width: PositiveInt = 64
-    layers: PositiveInt = 3
-    modes: PositiveInt = 8
+    width: Size = 64
+    layers: Size = 3
+    modes: Size = 8
 
 
 class KernelConfig(Section):
@@ -99,9 +101,9 @@ class KernelConfig(Section):
     """
 
     base: Literal["rbf", "periodic"] = "rbf"
-    width: PositiveInt = 64
-    blocks: PositiveInt = 2
-    coordinates: PositiveInt = 16
+    width: Size = 64
+    blocks: Size = 2
+    coordinates: Size = 16
     amplitudes: Annotated[int, Field(ge=0, le=256)] = 4
     concatenate_inputs: bool = False
 
@@ -110,7 +112,7 @@ class FourierFeaturesConfig(Section):
     """Sines and cosines of x at log-spaced frequencies, in cycles over the domain."""
 
     name: Literal["fourier"] = "fourier"
-    frequencies: PositiveInt = 5
+    frequencies: Size = 5
     lowest: PositiveFloat = 0.25
     highest: PositiveFloat = 2.0
 
@@ -122,7 +124,7 @@ class PeriodFeaturesConfig(Section):
     """
 
     name: Literal["period"] = "period"
-    harmonics: PositiveInt = 3
+    harmonics: Size = 3
     shortest: PositiveFloat = 0.2
     longest: PositiveFloat = 0.7
 
@@ -141,7 +143,7 @@ class ModelConfig(Section):
     deviations that come with the tasks plus a learned homoscedastic excess.
     """
 
-    embedding: PositiveInt = 32
+    embedding: Size = 32
     encoder: Annotated[TransformerConfig | FourierConfig, Field(discriminator="name")] = (
         TransformerConfig()
     )
@@ -160,9 +162,9 @@ class NeuralProcessConfig(_AttentionConfig):
 class FourierRegressorConfig(Section):
     """A black box: a Fourier neural operator from all outputs to the force; regular meshes only."""
 
-    width: PositiveInt = 32
-    layers: PositiveInt = 2
-    modes: PositiveInt = 8
+    width: Size = 32
+    layers: Size = 2
+    modes: Size = 8
 
 
 class OperatorConfig(Section):
@@ -176,11 +178,11 @@ class OperatorConfig(Section):
     name: Literal["operator"] = "operator"
     nodes: Annotated[int, Field(ge=4, le=256)] = 32
     lengthscale: PositiveFloat = 0.12
-    width: PositiveInt = 64
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    frequencies: PositiveInt = 4
-    coordinates: PositiveInt = 8
+    width: Size = 64
+    layers: Size = 4
+    heads: Size = 4
+    frequencies: Size = 4
+    coordinates: Size = 8
     exchangeable: bool = False
     output_weight: Annotated[float, Field(ge=0)] = 0.05
     joint_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -248,7 +250,7 @@ class KernelRouteConfig(ModelConfig):
     name: Literal["kernel_route"] = "kernel_route"
     encoder: TransformerConfig = TransformerConfig()
     lengthscale: PositiveFloat = 0.12
-    across: PositiveInt = 2
+    across: Size = 2
     exchangeable: bool = False
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, PositiveFloat
+from pydantic import ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -30,6 +30,9 @@ from dklfm.model.build import build_model
 from dklfm.model.trust import FILE as TRUST_FILE
 from dklfm.settings import Section
 
+_LARGEST = 1e9
+_MOST_AXES = 3
+
 
 class ModelCard(Section):
     """What the manifest of a trained model says of it.
@@ -40,18 +43,32 @@ class ModelCard(Section):
     ``force_df`` the degrees of freedom of its marginals, which are Gaussian if there is none.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     spec: TrainSpec
     scale: Scale
     system: dict[str, Any] = Field(default_factory=dict)
-    outputs: int = 0
+    outputs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     digest: str
-    force_variance_factor: PositiveFloat
+    force_variance_factor: Annotated[float, Field(gt=0, lt=_LARGEST)]
     force_df: Annotated[float, Field(gt=2)] | None = None
     simulation_cpu_s: float = 0.0
     training_cpu_s: float
     training_tasks: int
+
+    @field_validator("scale")
+    @classmethod
+    def _a_scale(cls, scale: Scale) -> Scale:
+        ends = (*scale.low, *scale.high)
+        numbers = (*ends, scale.mean, scale.sd, scale.force_mean, scale.force_sd)
+        ordered = all(low < high for low, high in zip(scale.low, scale.high, strict=False))
+        if not all(abs(number) < _LARGEST for number in numbers):
+            raise ValueError("its numbers must be finite")
+        if not 1 <= len(scale.low) == len(scale.high) <= _MOST_AXES or not ordered:
+            raise ValueError("low must be below high, one of each for each input")
+        if not (scale.sd > 0 and scale.force_sd > 0):
+            raise ValueError("standard deviations must be positive")
+        return scale
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard:
@@ -112,8 +129,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
         if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
             raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
         tensors = load_file(path, device=str(device))
-        model = build_model(card.spec, axes=len(card.scale.low), outputs=card.outputs)
+        model = _built(card, folder)
         model.load_state_dict(tensors)
+        if not all(weights.isfinite().all() for weights in model.parameters()):
+            raise ModelError(f"{path} holds weights that are not finite; train it again")
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read ({error}); train it again") from None
     except RuntimeError as error:
@@ -122,6 +141,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
             f"{path} holds weights of another architecture than {MANIFEST} states: {reason}"
         ) from None
     return model.to(device).eval(), card.scale
+
+
+def _built(card: ModelCard, folder: Path) -> ForceModel:
+    try:
+        return build_model(card.spec, axes=len(card.scale.low), outputs=card.outputs)
+    except (AssertionError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"{folder / MANIFEST} states no model that can be: {reason}") from None
 
 
 def ship(folder: Path, out: Path) -> None:

@@ -32,6 +32,7 @@ LEVEL = 0.05
 """Share of tasks like those of the training that are called unlike them."""
 _NEIGHBOURS = 1200
 """Simulated tasks that were observed most alike; two thirds give centre and covariance."""
+_LEAST_TASKS = 8
 _BIN = 0.25
 """Observations that differ by less, in logarithms, are compared with the same tasks."""
 _SHRINKAGE = 0.03
@@ -192,10 +193,27 @@ class Trust:
         """
         if not (folder / FILE).is_file():
             return None
+        path = folder / FILE
         try:
-            return cls(**load_file(folder / FILE))
+            found = cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
-            raise ModelError(f"{folder / FILE} cannot be read ({error}); train it again") from None
+            raise ModelError(f"{path} cannot be read ({error}); train it again") from None
+        tasks, size = len(found.residual.flatten()), len(found.centre.flatten())
+        shapes = {
+            "design": (tasks, *found.design.shape[1:2]),
+            "features": (tasks, size),
+            "centre": (size,),
+            "scale": (size,),
+            "residual": (tasks,),
+        }
+        for name, tensor in vars(found).items():
+            if tensor.shape != shapes[name] or not tensor.is_floating_point():
+                raise ModelError(f"{path} is damaged: {name} is no table of numbers as it must be")
+            if not tensor.isfinite().all():
+                raise ModelError(f"{path} is damaged: {name} is not finite; train it again")
+        if tasks < _LEAST_TASKS or not (found.scale > 0).all():
+            raise ModelError(f"{path} is damaged: it describes too few tasks; train it again")
+        return found
 
 
 def filled(batch: Batch, scale: Scale) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dklfm.errors import DataError
+from dklfm.errors import DataError, ModelError
 from dklfm.methods.base import Posterior
 from dklfm.model import (
     DKLFM,
@@ -75,6 +75,7 @@ class TrainedModel:
 
         Raises:
             DataError: if the model cannot take tasks like these.
+            ModelError: if what it answers is not finite.
         """
         started = time.process_time()
         x_all = self.scale.inputs(np.concatenate([tasks["x"], tasks["x_query"]], axis=1))
@@ -101,6 +102,11 @@ class TrainedModel:
         force_mean = gathered("force_mean", scale.force_sd, scale.force_mean)[:, points:]
         force_scale = self.force_variance_factor * scale.force_sd**2
         force = force_mean, np.sqrt(gathered("force_variance", force_scale))[:, points:]
+        if not (np.isfinite(force).all() and (force[1] > 0).all()):
+            raise ModelError(
+                f"the {self.name} model gives no finite answer; its weights are damaged, or the "
+                "tasks lie far beyond what it was trained on"
+            )
         of_outputs = None
         if parts[0].output_mean is not None:
             output_mean = gathered("output_mean", scale.sd, scale.mean)

@@ -73,9 +73,9 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
             if kind == "remove":
                 del at[key]
             elif kind == "add" and isinstance(at, dict):
-                at[draw(st.text(max_size=6))] = draw(VALUES)
+                at[draw(st.text(max_size=6))] = copy.deepcopy(draw(VALUES))
             else:
-                at[key] = draw(VALUES)
+                at[key] = copy.deepcopy(draw(VALUES))  # which later changes may go into
             break
     return whole
 

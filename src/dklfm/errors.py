@@ -36,7 +36,7 @@ class ModelError(DklfmError):
 class WriteError(DklfmError, OSError):
     """A product cannot be written: the disk is full, the folder read-only, or in use."""
 
-    exit_code = 7
+    exit_code = 8
 
 
 class NumericalError(DklfmError):

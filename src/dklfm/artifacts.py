@@ -80,7 +80,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{glob.escape(host)}.*{_HALF_WRITTEN}"):
-            if not _is_alive(int(left.name.split(".")[-3])):
+            process = left.name.split(".")[-3]
+            if process.isdecimal() and not _is_alive(int(process)):
                 _remove(left)
         write(sibling)
         if path.is_dir():

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from dklfm.config import MechanisticConfig
 from dklfm.errors import DataError
-from dklfm.methods.sampling import Coordinates, Sample, importance, markov_chain
+from dklfm.methods.sampling import Coordinates, Density, Sample, importance, markov_chain
 from dklfm.methods.single import TaskPosterior, mixture, require_noise, true_parameters
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -314,9 +315,7 @@ class Problem:
 
     def maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         """The most probable z of each θ, and log p(θ, y) by Laplace's approximation there."""
-        parts = [self._maximise_force(batch, mode) for batch in _batches(theta)]
-        z, values = zip(*parts, strict=True)
-        return np.concatenate(z), np.concatenate(values)
+        return _in_batches(partial(self._maximise_force, mode=mode), theta)
 
     def _maximise_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         z = mode.expected_z(theta)
@@ -351,9 +350,7 @@ class Problem:
 
     def near_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         """What :meth:`maximise_force` gives after one step from where the force is expected."""
-        parts = [self._near_force(batch, mode) for batch in _batches(theta)]
-        z, values = zip(*parts, strict=True)
-        return np.concatenate(z), np.concatenate(values)
+        return _in_batches(partial(self._near_force, mode=mode), theta)
 
     def _near_force(self, theta: Array, mode: Mode) -> tuple[Array, Array]:
         z = mode.expected_z(theta)
@@ -398,6 +395,11 @@ class Problem:
             return ((rows @ covariance) * rows).sum(-1).reshape(gradient.shape[:-1])
 
         return variance(linear.force_gradient), variance(linear.output_gradient)
+
+
+def _in_batches(density: Density, theta: Array) -> tuple[Array, Array]:
+    z, values = zip(*map(density, _batches(theta)), strict=True)
+    return np.concatenate(z), np.concatenate(values)
 
 
 def _batches(rows: Array) -> list[Array]:

@@ -1,7 +1,7 @@
 """A trained model proposes, the mechanistic law judges.
 
 From the amortised force a few damped Gauss–Newton steps lead to the mode of the equation's own
-posterior, around which the parameters are sampled as in :mod:`dklfm.methods.mechanistic`. That the
+posterior, around which a few sets of parameters are weighted by that posterior. That the
 search begins where the model points saves the search for a good start, and with few samples the
 weights are flattened: most of what weights would still change is not worth their noise.
 """

@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper best ship record test lint docs report clean
+.PHONY: env quick paper best ship record test slurm lint docs report clean
 
 env: .venv/ready
 
@@ -38,6 +38,11 @@ report: env
 
 test: env
 	$(BIN)/python -m pytest
+
+# What the tests of clusters start; as root, on Debian or Ubuntu. Without it they are skipped.
+slurm:
+	apt-get update -qq
+	apt-get install -qq --no-install-recommends slurm-wlm munge
 
 lint: env
 	$(BIN)/ruff check .

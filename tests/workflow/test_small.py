@@ -3,101 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pytest
-import yaml
 
 from dklfm.artifacts import read_json
 from dklfm.config import Config, Plan, validate
 from dklfm.scores import COLUMNS
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def config(folder: Path, epochs: int = 2) -> dict[str, Any]:
-    return {
-        "results": str(folder / "results"),
-        "experiments": {
-            "small": {
-                "system": {"name": "transcription", "steps": 100},
-                "tasks": {
-                    "counts": {"train": 24, "validation": 8, "test": 8},
-                    "mesh": {"points": 8},
-                    "query": 21,
-                },
-                "model": {
-                    "noise": "given",
-                    "embedding": 8,
-                    "encoder": {"name": "transformer", "width": 16, "layers": 1, "heads": 2},
-                    "kernel": {"width": 16, "blocks": 1},
-                },
-                "training": {"epochs": epochs, "least_points": 5},
-                "datasets": ["p53-mmgmos"],
-                "baselines": ["neural_process"],
-                "references": [
-                    {"name": "mechanistic", "tasks": 2, "samples": 64},
-                    {"name": "alfi", "tasks": 2, "iterations": 5},
-                ],
-                "curve": [8],
-            },
-            "streamed": {
-                "system": {"name": "transcription", "steps": 100, "genes": 3},
-                "tasks": {
-                    "counts": {"train": 0, "validation": 6, "test": 4},
-                    "mesh": {"points": 8},
-                    "query": 21,
-                },
-                "stream": {
-                    "model": {
-                        "name": "operator",
-                        "nodes": 8,
-                        "width": 16,
-                        "layers": 1,
-                        "heads": 2,
-                        "exchangeable": True,
-                    },
-                    "training": {"tasks": 16, "epochs": epochs, "least_points": 5},
-                },
-                "test_meshes": [{"spacing": "regular", "points": 6}],
-                "test_systems": {"one_gene": {"genes": 1}},
-                "references": [{"name": "mechanistic", "tasks": 2, "samples": 64}],
-                "references_on": ["test", "test@one_gene"],
-                "refine": {"samples": 16},
-            },
-            "fitted": {
-                "system": {"name": "transcription", "steps": 100},
-                "prior_from": "p53-puma2007",
-                "prior_tasks": ["1"],
-                "tasks": {"counts": {"train": 0, "validation": 0, "test": 2}, "query": 21},
-                "seeds": [],
-                "references": [{"name": "deeplfm", "iterations": 5, "samples": 10}],
-            },
-        },
-    }
-
-
-def snakemake(folder: Path, *options: str, epochs: int = 2) -> str:
-    """Run in a folder of its own, so that no state of the checkout is touched."""
-    path = folder / f"config-{epochs}.yaml"
-    path.write_text(yaml.safe_dump(config(folder, epochs)))
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "snakemake", "--cores", "2"),
-            *("--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder)),
-            *("--configfile", str(path), *options),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+from tests.workflow.small import config, snakemake
 
 
 def planned_jobs(output: str) -> dict[str, int]:
@@ -108,13 +21,6 @@ def planned_jobs(output: str) -> dict[str, int]:
         for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)
         if name != "total"
     }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workflow")
-    snakemake(folder)
-    return folder
 
 
 def test_every_figure_is_drawn(finished: Path) -> None:

@@ -15,14 +15,17 @@ PLAN = Plan.of(CONFIG)
 KINDS = ("fit", "tasks", "model", "posterior", "scores", "figure")
 STAGES = {kind: PLAN.stages(kind) for kind in KINDS}
 RESULTS = str(CONFIG.results)
+# No parameter of a rule: where tasks are simulated changes nothing in them.
+SCHEDULER = f"--scheduler {shlex.quote(CONFIG.scheduler)}" if CONFIG.scheduler else ""
 
-# Jobs run in the environment of Snakemake itself, activated or not, and trust the files whose
-# systems the config names.
+# Jobs run in the environment of Snakemake itself, activated or not, or in that of a container, and
+# trust the files whose systems the config names.
 FILES = {
     e.system.source[0].rpartition(":")[0] for e in CONFIG.experiments.values() if e.system.source
 }
 shell.prefix(
-    f'export PATH="{Path(sys.executable).parent}:$PATH";'
+    "printenv APPTAINER_CONTAINER > /dev/null"
+    f' || export PATH="{Path(sys.executable).parent}:$PATH";'
     f" export DKLFM_TRUST={shlex.quote(os.pathsep.join(sorted(FILES)))}; "
 )
 

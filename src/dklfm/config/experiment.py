@@ -200,9 +200,14 @@ class Experiment(Section):
 
 
 class Config(Section):
-    """A run of the pipeline."""
+    """A run of the pipeline.
+
+    ``scheduler`` is the address of a dask scheduler whose workers simulate, instead of processes
+    of the job itself; they must see the same files.
+    """
 
     results: Path = Path("results")
+    scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ucx)://[\w.:\[\]-]+$")] | None = None
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|auto)$")] = "cpu"
     experiments: Annotated[dict[Label, Experiment], Field(min_length=1)]
 

@@ -119,6 +119,14 @@ Distribution = Annotated[
 """A prior over one number. In YAML: ``2.0`` or ``{name: uniform, low: 1, high: 3}``."""
 
 
+def beyond(distribution: Distribution) -> tuple[LogUniform, ...]:
+    """Priors of what this one excludes, up to four times below and above; none if it reaches 0."""
+    low, high = distribution.bounds
+    if low <= 0:
+        return ()
+    return LogUniform(low=low / 4, high=low / 1.5), LogUniform(low=1.5 * high, high=4 * high)
+
+
 Noise = Annotated[
     Annotated[Constant | Uniform | LogUniform | LogNormal | Uneven, Field(discriminator="name")],
     BeforeValidator(_bare_number),

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dklfm.artifacts import alone_in
+from dklfm.artifacts import MANIFEST, alone_in, read_json
 from dklfm.errors import DataError, ModelError, WriteError
+from dklfm.model import load_model
 from dklfm.tasks import load_tasks
 from tests.conftest import SIMULATION, TRAINING
 from tests.robustness.interruptions import contents
@@ -100,6 +101,15 @@ def test_damaged_weights_are_found(store: Path, model_folder: Path, tmp_path: Pa
     refused(found, ModelError.exit_code, "weights.safetensors", "damaged")
 
 
+def test_a_manifest_of_a_huge_model_takes_no_memory(model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    manifest = read_json(folder / MANIFEST)
+    manifest["spec"]["model"]["encoder"] |= {"width": 1024, "layers": 1024}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="far larger than its weights"):
+        load_model(folder)
+
+
 def test_a_full_disk_is_named_and_what_was_there_stays(
     store: Path, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +162,7 @@ def test_a_lock_ends_with_its_process(store: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from dklfm.artifacts import alone_in
+from dklfm.artifacts import MANIFEST, alone_in, read_json
 with alone_in(Path({str(out)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """

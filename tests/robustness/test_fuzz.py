@@ -144,7 +144,7 @@ def shipped(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     simulation = copy.deepcopy(SIMULATION)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dklfm.training.runs._TRUST_TASKS", 64)
+        patch.setattr("dklfm.training.runs._TRUST_TASKS", (64, 64, 64))
         training.run(spec, tasks, folder, simulation=simulation)
     return folder
 
@@ -231,7 +231,14 @@ def test_damaged_statistics_of_trust_are_refused_or_harmless(
     shipped: Path, copied: Path, tasks: Tasks, damage: Damage
 ) -> None:
     path = copied / "trust.safetensors"
-    path.write_bytes(damage((shipped / path.name).read_bytes()))
+    held = (shipped / path.name).read_bytes()
+    path.write_bytes(damage(held))
+    assume(path.read_bytes() != held)
+    shutil.copyfile(shipped / MANIFEST, copied / MANIFEST)
+    assert not works(copied, tasks)
+    card = json.loads((shipped / MANIFEST).read_text())
+    card["trust_digest"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied / MANIFEST).write_text(json.dumps(card))
     works(copied, tasks)
 
 

@@ -113,6 +113,7 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
     import numpy as np
 
     from dklfm.inference import load
+    from dklfm.model.trust import P_VALUES
 
     trained = load(model)
     tasks, notes = _read(table, trained.inputs)
@@ -121,7 +122,7 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
     known = False
     for found in _inferred(trained, tasks, 1):
         strange += found.strange_names
-        known = "p_embedding" in found.posterior.data
+        known = P_VALUES[0] in found.posterior.data
         said = said or list(found.notes)
     seen = np.isfinite(tasks["y"])
     padding = ~np.isfinite(tasks["x"]).all(axis=-1)

@@ -18,6 +18,7 @@ from dklfm.inference.result import Inference
 from dklfm.inference.units import Units
 from dklfm.methods import Posterior, Refined, TrainedModel
 from dklfm.model import ModelCard, Scale
+from dklfm.model.trust import P_VALUES
 from dklfm.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Model:
         """With p-values of the tasks as if rescaled: what they are compared with is."""
         filled = Units.of(tasks, self.scale, self.system.extrapolates).to_domain(tasks)
         other = self.trained.infer(filled).data
-        names = [name for name in ("p_embedding", "p_outputs") if name in other]
+        names = [name for name in P_VALUES if name in other]
         return Posterior(found.data.assign({name: other[name] for name in names}))
 
     def _refined(self, tasks: Tasks, anchors: Anchors, units: Units) -> Posterior:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dklfm.errors import DataError
 from dklfm.methods import Posterior
-from dklfm.model.trust import unlike
+from dklfm.model.trust import P_VALUES, unlike
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
@@ -71,9 +71,9 @@ class Inference:
     @property
     def strange(self) -> NDArray[np.bool_]:
         """Which tasks look unlike all that the model was trained on, ``task``."""
-        if "p_embedding" not in self.posterior.data:
+        if P_VALUES[0] not in self.posterior.data:
             return np.zeros(len(self.tasks), dtype=bool)
-        return unlike(self.posterior["p_embedding"], self.posterior["p_outputs"])
+        return unlike({name: self.posterior[name] for name in P_VALUES})
 
     @property
     def strange_names(self) -> list[str]:
@@ -190,6 +190,6 @@ def report(first: Inference, tasks: int, strange: Sequence[str]) -> str:
             f"trained on: {shown}. Their force may be wrong by more than the bands say.**",
             "",
         ]
-    elif "p_embedding" in first.posterior.data:
+    elif P_VALUES[0] in first.posterior.data:
         lines += ["All look like what the model was trained on.", ""]
     return "\n".join([*lines, *(f"- {note[:1].upper()}{note[1:]}." for note in first.notes), ""])

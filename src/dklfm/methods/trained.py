@@ -25,6 +25,7 @@ from dklfm.model import (
     choose_device,
     load_model,
 )
+from dklfm.model.trust import P_VALUES
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
@@ -61,13 +62,14 @@ class TrainedModel:
         """
         model, scale = load_model(folder, choose_device(device))
         card = ModelCard.read(folder)
-        return cls(model, scale, card.force_variance_factor, Trust.load(folder), card.force_df)
+        trust = Trust.load(folder, card.trust_digest)
+        return cls(model, scale, card.force_variance_factor, trust, card.force_df)
 
     def infer(self, tasks: Tasks, joint: bool = False) -> Posterior:
         """The posterior of every task; black boxes give none of the outputs.
 
-        A model that knows what its tasks look like also tells how often such look stranger,
-        ``p_embedding`` and ``p_outputs`` (:mod:`dklfm.model.trust`).
+        A model that knows what its tasks look like also tells how often such look stranger, by the
+        P_VALUES of :mod:`dklfm.model.trust`.
 
         Args:
             tasks: to be inferred.
@@ -85,7 +87,7 @@ class TrainedModel:
         entries = outputs * points * (outputs * points + columns)
         size = max(1, min(_MOST_TASKS, _BATCH_ENTRIES // entries))
         parts: list[Moments] = []
-        unlike: list[tuple[Array, Array]] = []
+        unlike: list[dict[str, Array]] = []
         for i in range(0, len(batch), size):
             seen = batch.take(slice(i, i + size)).to(self.device)
             queries = x_all[i : i + size].to(self.device)
@@ -119,10 +121,8 @@ class TrainedModel:
             covariance = gathered("force_covariance", force_scale)[:, points:, points:]
             more["force_covariance"] = (("task", "query", "other_query"), covariance)
         if unlike:
-            for name, values in zip(
-                ("embedding", "outputs"), zip(*unlike, strict=True), strict=True
-            ):
-                more[f"p_{name}"] = (("task",), np.concatenate(values))
+            for name in P_VALUES:
+                more[name] = (("task",), np.concatenate([part[name] for part in unlike]))
         return Posterior(posterior.data.assign(more))
 
     def _moments(self, batch: Batch, queries: Tensor, joint: bool) -> Moments:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dklfm.artifacts import (
     MANIFEST,
@@ -31,6 +34,8 @@ from dklfm.model.trust import FILE as TRUST_FILE
 from dklfm.settings import Section
 
 _LARGEST = 1e9
+_LEAST_BUDGET = 50_000_000
+"""Numbers that building a model may need beside its weights."""
 _MOST_AXES = 3
 
 
@@ -41,6 +46,7 @@ class ModelCard(Section):
     many outputs these have (0 where it does not matter and was not said);
     ``force_variance_factor`` is what calibration found the force's variances must be scaled by,
     ``force_df`` the degrees of freedom of its marginals, which are Gaussian if there is none.
+    ``digest`` is of the weights, ``trust_digest`` of what its tasks look like, if it knows.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -50,6 +56,7 @@ class ModelCard(Section):
     system: dict[str, Any] = Field(default_factory=dict)
     outputs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     digest: str
+    trust_digest: str | None = None
     force_variance_factor: Annotated[float, Field(gt=0, lt=_LARGEST)]
     force_df: Annotated[float, Field(gt=2)] | None = None
     simulation_cpu_s: float = 0.0
@@ -129,7 +136,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
         if hashlib.sha256(path.read_bytes()).hexdigest() != card.digest:
             raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
         tensors = load_file(path, device=str(device))
-        model = _built(card, folder)
+        model = _built(card, folder, path.stat().st_size)
         model.load_state_dict(tensors)
         if not all(weights.isfinite().all() for weights in model.parameters()):
             raise ModelError(f"{path} holds weights that are not finite; train it again")
@@ -143,9 +150,41 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
     return model.to(device).eval(), card.scale
 
 
-def _built(card: ModelCard, folder: Path) -> ForceModel:
+class _Budget(TorchDispatchMode):
+    """Refuses to make more numbers than so many, in all; a big tensor before it is made.
+
+    A manifest may state any sizes; a process that takes all memory is killed without a word.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.left = numbers
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if args and isinstance(args[0], Sequence) and all(isinstance(n, int) for n in args[0]):
+            self._spend(math.prod(args[0]))
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not any(made is one for one in args):
+            self._spend(made.numel())
+        return made
+
+    def _spend(self, numbers: int) -> None:
+        self.left -= numbers
+        if self.left < 0:
+            raise MemoryError("it would be far larger than its weights")
+
+
+def _built(card: ModelCard, folder: Path, weights: int) -> ForceModel:
+    """A model of the stated architecture, if that is about the size of weights of so many bytes."""
     try:
-        return build_model(card.spec, axes=len(card.scale.low), outputs=card.outputs)
+        with _Budget(weights + _LEAST_BUDGET):
+            return build_model(card.spec, axes=len(card.scale.low), outputs=card.outputs)
     except (AssertionError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ModelError(f"{folder / MANIFEST} states no model that can be: {reason}") from None

@@ -1,15 +1,18 @@
 """Whether a task looks like those that a model was trained on.
 
 What a task looks like is its embedding, and how far its observations are from the outputs that were
-inferred. Both depend on how it was observed: by how many points, of how many outputs, with how much
-noise. So a task is compared with simulated ones that were observed alike: its Mahalanobis distance
-from them (Lee et al. 2018), and its mean squared residual, each with the distribution that it has
-among them.
+inferred. Three numbers say how strange that is: the Mahalanobis distance from simulated tasks (Lee
+et al. 2018), the mean squared residual, and the score of a critic, a small network that learnt to
+tell simulated tasks from tasks of other priors and from corrupted ones (outlier exposure, Hendrycks
+et al. 2019). All depend on how a task was observed: by how many points, of how many outputs, with
+how much noise. So each has the distribution that it has among simulated tasks observed alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dklfm.artifacts import write_tensors
+from dklfm.artifacts import MANIFEST, write_tensors
 from dklfm.errors import ModelError
 from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch, Scale
@@ -30,6 +33,15 @@ from dklfm.model.encoders import masked_mean
 FILE = "trust.safetensors"
 LEVEL = 0.05
 """Share of tasks like those of the training that are called unlike them."""
+_WEIGHTS = {"p_embedding": 0.2, "p_outputs": 0.2, "p_critic": 0.6}
+"""Of the numbers that a task is judged by."""
+P_VALUES = tuple(_WEIGHTS)
+_MOST = 0.9
+"""Of a p-value that is combined: one that is near 1 does not make up for a small one."""
+_WIDTH = 128
+_FARTHEST = 10.0
+"""Deviations of a feature beyond which the critic sees no difference."""
+_CRITIC_EPOCHS, _CRITIC_BATCH, _CRITIC_RATE, _CRITIC_DECAY = 10, 128, 3e-3, 0.1
 _NEIGHBOURS = 1200
 """Simulated tasks that were observed most alike; two thirds give centre and covariance."""
 _LEAST_TASKS = 8
@@ -92,6 +104,19 @@ class Statistics(NamedTuple):
             residual,
         )
 
+    @classmethod
+    @torch.no_grad()
+    def gathered(cls, model: ForceModel, scale: Scale, contexts: Iterable[Batch]) -> Statistics:
+        """Of all tasks of some batches, as tables are inferred, on the CPU.
+
+        Raises:
+            ValueError: if the model has no embedding, or no law of the outputs.
+        """
+        parts = []
+        for context in (filled(batch, scale) for batch in contexts):
+            parts.append(cls.of(context, model.eval().posterior(context, context.x)))
+        return cls(*(torch.cat(of_each).cpu().float() for of_each in zip(*parts, strict=True)))
+
 
 def _log(values: Tensor) -> Tensor:
     return values.double().clamp_min(1e-12).log()
@@ -106,6 +131,8 @@ class Trust:
         features: ``task x size``, standardised, in half precision.
         centre, scale: ``size``, of the features.
         residual: ``task``.
+        score: ``task``, of the critic.
+        critic: from design and standardised features to how strange a task looks.
     """
 
     design: Tensor
@@ -113,37 +140,45 @@ class Trust:
     centre: Tensor
     scale: Tensor
     residual: Tensor
+    score: Tensor
+    critic: nn.Sequential
 
     @classmethod
-    @torch.no_grad()
-    def fit(cls, model: ForceModel, scale: Scale, contexts: Iterable[Batch]) -> Trust | None:
-        """From simulated observations; None of a model that has no embedding."""
-        found = []
-        for context in (filled(batch, scale) for batch in contexts):
-            moments = model.eval().posterior(context, context.x)
-            if moments.embedding is None or moments.output_mean is None:
-                return None
-            found.append(Statistics.of(context, moments))
-        design, features, residual = (
-            torch.cat(parts).cpu().float() for parts in zip(*found, strict=True)
-        )
-        centre, spread = features.mean(0), features.std(0) + 1e-6
-        return cls(design, ((features - centre) / spread).half(), centre, spread, residual)
+    def fit(cls, known: Statistics, alike: Statistics, strangers: Statistics, seed: int) -> Trust:
+        """From simulated tasks.
 
-    def p_values(self, found: Statistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How often simulated tasks look stranger: by their features, by their residuals."""
-        white = (found.features.cpu() - self.centre) / self.scale
-        bins = (found.design.cpu() / _BIN).round()
-        results = torch.empty(len(white), 2, dtype=torch.float64)
+        Args:
+            known: tasks of the training, which others will be compared with.
+            alike: more of them, and
+            strangers: tasks that are not of the training, for the critic to tell apart.
+            seed: of the critic's weights.
+        """
+        centre, scale = known.features.mean(0), known.features.std(0) + 1e-6
+        looks = [_looks(s.design, (s.features - centre) / scale) for s in (alike, strangers)]
+        critic = _trained_critic(looks[0], looks[1], seed)
+        white = (known.features - centre) / scale
+        score = critic(_looks(known.design, white))[:, 0]
+        return cls(known.design, white.half(), centre, scale, known.residual, score, critic)
+
+    @torch.no_grad()
+    def p_values(self, found: Statistics) -> dict[str, NDArray[np.float64]]:
+        """How often simulated tasks look stranger, by each of P_VALUES."""
+        found = Statistics(*(values.cpu().float() for values in found))
+        white = (found.features - self.centre) / self.scale
+        score = self.critic(_looks(found.design, white))[:, 0]
+        bins = (found.design / _BIN).round()
+        results = torch.empty(len(white), len(P_VALUES), dtype=torch.float64)
         distinct, which = torch.unique(bins, dim=0, return_inverse=True)
         for group, design in enumerate(distinct):
             chosen = which == group
-            some = Statistics(*(values.cpu()[chosen] for values in found))
-            results[chosen] = self._among_alike(_BIN * design, white[chosen], some)
-        return results[:, 0].numpy(), results[:, 1].numpy()
+            some = Statistics(*(values[chosen] for values in found))
+            results[chosen] = self._among_alike(_BIN * design, white[chosen], some, score[chosen])
+        return dict(zip(P_VALUES, results.numpy().T, strict=True))
 
-    def _among_alike(self, design: Tensor, white: Tensor, found: Statistics) -> Tensor:
-        """Both p-values of tasks of one design, ``task x 2``."""
+    def _among_alike(
+        self, design: Tensor, white: Tensor, found: Statistics, score: Tensor
+    ) -> Tensor:
+        """The p-values of tasks of one design, ``task x 3``."""
         spread = self.design.std(0).clamp_min(1e-6)
         apart = ((self.design - design) / spread).square().sum(-1)
         near = apart.topk(min(_NEIGHBOURS, len(apart)), largest=False).indices.sort().values
@@ -167,53 +202,110 @@ class Trust:
         def distance(values: Tensor) -> Tensor:
             return torch.linalg.solve_triangular(root, values.mT, upper=False).square().sum(0)
 
-        residual = self.residual[near].double()
-        trend = torch.linalg.lstsq(about, residual[:, None]).solution[:, 0]
         own = terms(found.design)
+
+        def of_one(known: Tensor, values: Tensor) -> Tensor:
+            trend = torch.linalg.lstsq(about, known.double()[:, None]).solution[:, 0]
+            return _exceedance(known - about @ trend, values - own @ trend)
 
         return torch.stack(
             [
                 _exceedance(distance(known[held]), distance(white.double() - own @ slopes)),
-                _exceedance(residual - about @ trend, found.residual.double() - own @ trend),
+                of_one(self.residual[near], found.residual),
+                of_one(self.score[near], score),
             ],
             -1,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the file beside a model's weights."""
-        tensors = {name: value.contiguous() for name, value in vars(self).items()}
+    def save(self, folder: Path) -> str:
+        """Write the file beside a model's weights, and return its digest."""
+        tensors = {k: v.contiguous() for k, v in vars(self).items() if k != "critic"}
+        tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
         write_tensors(folder / FILE, tensors)
+        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
 
     @classmethod
-    def load(cls, folder: Path) -> Trust | None:
-        """Read it; None if the model has none.
+    def load(cls, folder: Path, digest: str | None) -> Trust | None:
+        """Read it and verify it; None of a model that has none, and so no digest of it.
 
         Raises:
-            ModelError: if the file is damaged.
+            ModelError: if the file is missing or damaged.
         """
-        if not (folder / FILE).is_file():
+        if digest is None:
             return None
         path = folder / FILE
         try:
-            found = cls(**load_file(path))
-        except (OSError, SafetensorError, TypeError) as error:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
+            tensors = load_file(path)
+            tasks, size = len(tensors["residual"].flatten()), len(tensors["centre"].flatten())
+            designs = tensors["design"].shape[-1]
+        except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise ModelError(f"{path} cannot be read ({error}); train it again") from None
-        tasks, size = len(found.residual.flatten()), len(found.centre.flatten())
+        with torch.device("meta"):
+            weights = _critic(designs + size).state_dict()
         shapes = {
-            "design": (tasks, *found.design.shape[1:2]),
+            "design": (tasks, designs),
             "features": (tasks, size),
             "centre": (size,),
             "scale": (size,),
             "residual": (tasks,),
+            "score": (tasks,),
+            **{f"critic.{name}": tuple(value.shape) for name, value in weights.items()},
         }
-        for name, tensor in vars(found).items():
+        if set(tensors) != set(shapes):
+            raise ModelError(
+                f"{path} is damaged: it holds other tables than it must; train it again"
+            )
+        for name, tensor in tensors.items():
             if tensor.shape != shapes[name] or not tensor.is_floating_point():
                 raise ModelError(f"{path} is damaged: {name} is no table of numbers as it must be")
             if not tensor.isfinite().all():
                 raise ModelError(f"{path} is damaged: {name} is not finite; train it again")
-        if tasks < _LEAST_TASKS or not (found.scale > 0).all():
+        if tasks < _LEAST_TASKS or not (tensors["scale"] > 0).all():
             raise ModelError(f"{path} is damaged: it describes too few tasks; train it again")
-        return found
+        critic = _critic(designs + size)
+        critic.load_state_dict({name: tensors.pop(f"critic.{name}") for name in weights})
+        return cls(**tensors, critic=critic.requires_grad_(False))
+
+
+def _critic(inputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, _WIDTH),
+        nn.SiLU(),
+        nn.Linear(_WIDTH, _WIDTH // 2),
+        nn.SiLU(),
+        nn.Linear(_WIDTH // 2, 1),
+    )
+
+
+def _looks(design: Tensor, white: Tensor) -> Tensor:
+    """What the critic sees."""
+    return torch.cat([design, white.clamp(-_FARTHEST, _FARTHEST)], -1)
+
+
+def _trained_critic(alike: Tensor, strangers: Tensor, seed: int) -> nn.Sequential:
+    """By logistic regression, both kinds of the same weight."""
+    inputs = torch.cat([alike, strangers])
+    labels = torch.cat([torch.zeros(len(alike)), torch.ones(len(strangers))])
+    weight = torch.tensor(len(alike) / max(len(strangers), 1))
+    steps = _CRITIC_EPOCHS * math.ceil(len(inputs) / _CRITIC_BATCH)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        critic = _critic(inputs.shape[-1])
+        optimiser = torch.optim.AdamW(critic.parameters(), weight_decay=_CRITIC_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _CRITIC_RATE, total_steps=steps)
+        for _ in range(_CRITIC_EPOCHS):
+            for chosen in torch.randperm(len(inputs)).split(_CRITIC_BATCH):
+                found = critic(inputs[chosen])[:, 0]
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    found, labels[chosen], pos_weight=weight
+                )
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+    return critic.requires_grad_(False)
 
 
 def filled(batch: Batch, scale: Scale) -> Batch:
@@ -230,9 +322,16 @@ def filled(batch: Batch, scale: Scale) -> Batch:
     return replace(batch, x=x, y=moved, y_sd=factor * batch.y_sd)
 
 
-def unlike(features: NDArray[np.float64], residual: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which tasks to warn of, by their p-values; at most LEVEL of those that are alike."""
-    return np.minimum(features, residual) < LEVEL / 2
+def unlike(p_values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """Which tasks to warn of, by all P_VALUES; about LEVEL of those that are alike.
+
+    The p-values depend on one another; their Cauchy combination (Liu and Xie 2020) does not mind.
+    """
+    weighted = [
+        weight * np.tan(np.pi * (0.5 - np.minimum(p_values[name], _MOST)))
+        for name, weight in _WEIGHTS.items()
+    ]
+    return 0.5 - np.arctan(np.sum(weighted, axis=0)) / np.pi < LEVEL
 
 
 def _exceedance(known: Tensor, values: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dklfm.errors import DataError
-from dklfm.settings import Section
+from dklfm.settings import Constant, LogNormal, Section, Uniform, beyond
 
 Array = NDArray[np.float64]
 _DIFFERENCE = 1e-5
@@ -198,6 +199,29 @@ class System(Section, ABC):
         if count != len(self.outputs):
             raise DataError(f"{self.name} has {len(self.outputs)} outputs, not {count}")
         return self
+
+    def strangers(self) -> tuple[System, ...]:
+        """The same equation under other priors: of draws that this one excludes, one law at a time.
+
+        A model of this system's tasks learns from theirs what not to be believed about.
+        """
+        changed = [
+            {name: other.model_dump()}
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Constant | Uniform | LogNormal)
+            for other in beyond(value)
+        ]
+        return self._changed(changed)
+
+    def _changed(self, changes: Sequence[Mapping[str, Any]]) -> tuple[System, ...]:
+        """Systems with some settings changed, of those changes that make one."""
+        found = []
+        for change in changes:
+            try:
+                found.append(type(self).model_validate(self.model_dump() | dict(change)))
+            except ValidationError:
+                continue
+        return tuple(found)
 
     def surrogate(self) -> System:
         """The same law, solved no more accurately than inference from noisy outputs needs.

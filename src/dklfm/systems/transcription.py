@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -20,7 +20,10 @@ from dklfm.systems.ode import Trajectory, rk4
 
 GENES = ("DDB2", "BIK", "TNFRSF10B", "CDKN1A", "SESN1")
 _PARAMETERS = ("basal", "sensitivity", "decay")
+Response = Literal["identity", "softplus", "exponential", "sigmoid"]
 _ESTIMATES = "p53/parameters.csv"
+_WIDE = 1.2
+"""Spread of parameters of which most genes have one that no narrower prior gives."""
 _REFERENCE = "moss2021"
 RESPONSES: dict[str, Callable[[Array], Array]] = {
     "identity": lambda f: f,
@@ -186,7 +189,7 @@ class Transcription(System):
 
     name: Literal["transcription"] = "transcription"
     genes: Annotated[int, Field(ge=1, le=200)] = 5
-    response: Literal["identity", "softplus", "exponential", "sigmoid"] = "softplus"
+    response: Response = "softplus"
     duration: Annotated[float, Field(gt=0)] = 12.0
     lengthscale: Annotated[Distribution, AfterValidator(positive)] = Uniform(low=1.2, high=3.6)
     prior: Annotated[
@@ -203,6 +206,12 @@ class Transcription(System):
                 f"{self.genes} genes; set genes: {len(GENES)}, or prior: {{name: lognormal}}"
             )
         return self
+
+    def strangers(self) -> tuple[System, ...]:
+        wide = LogNormalPrior(spread=_WIDE).model_dump()
+        responses = [name for name in get_args(Response) if name != self.response]
+        changes = [{"prior": wide}, *({"response": name} for name in responses)]
+        return super().strangers() + self._changed(changes)
 
     @property
     def axes(self) -> tuple[Axis, ...]:

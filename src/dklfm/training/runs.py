@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dklfm.model import (
     ForceModel,
     ModelCard,
     Scale,
+    Statistics,
     Trust,
     choose_device,
     load_model,
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 _MOST_SECONDS, _LEAST_SECONDS = 20.0, 1.0
 _CHECKPOINT_SHARE = 0.02
 """Of the time that checkpoints may take, between these bounds on what is lost when killed."""
-_TRUST_TASKS = 6144
+_TRUST_TASKS = 1536, 6144, 2048
+"""At least, and at most of one input or of several; in between, as many as the training saw."""
 
 
 def standardised_errors(model: ForceModel, scale: Scale, validation: Tasks) -> Tensor:
@@ -75,6 +77,23 @@ def calibration(errors: Tensor, tails: bool) -> dict[str, float | None]:
     half = float(stdtrit(math.inf, 0.975))
     outer = float(errors.square().quantile(0.95))
     return {"force_variance_factor": outer / half**2, "force_df": None}
+
+
+def learnt_trust(trainer: StreamTrainer) -> Trust:
+    """What the tasks of a training look like to its model, and what others do."""
+
+    def seen(contexts: Iterable[Batch]) -> Statistics:
+        return Statistics.gathered(trainer.model, trainer.scale, contexts)
+
+    # The same whether the training was interrupted or not, or long over.
+    trainer.generator = torch.Generator().manual_seed(trainer.spec.seed)
+    least, of_one, of_several = _TRUST_TASKS
+    most = of_one if len(trainer.system.axes) == 1 else of_several
+    count = min(max(trainer.seen, least), most)
+    known = seen(trainer.contexts(count))
+    alike = seen(trainer.contexts(2 * count, first=count))
+    strangers = seen(trainer.strangers(4 * count, first=3 * count))
+    return Trust.fit(known, alike, strangers, trainer.spec.seed)
 
 
 def run(
@@ -151,10 +170,7 @@ def _run(
     history = pd.DataFrame(trainer.history)
     write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
     errors = standardised_errors(trainer.model, trainer.scale, tasks.split("validation"))
-    if isinstance(trainer, StreamTrainer):
-        trust = Trust.fit(trainer.model, trainer.scale, trainer.contexts(_TRUST_TASKS))
-        if trust is not None:
-            trust.save(folder)
+    trust = learnt_trust(trainer).save(folder) if isinstance(trainer, StreamTrainer) else None
     save_model(
         folder,
         trainer.model,
@@ -166,6 +182,7 @@ def _run(
         simulation_cpu_s=simulation_cpu_s,
         training_cpu_s=trainer.cpu_seconds,
         training_tasks=trainer.seen,
+        trust_digest=trust,
         validation_force_nll=-trainer.best_density,
     )
     (checkpoint / "state.safetensors").unlink(missing_ok=True)

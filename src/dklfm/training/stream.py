@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig, TrainSpec
 from dklfm.errors import DataError
 from dklfm.model import Batch, ForceModel, OperatorLFM, Scale
 from dklfm.simulate import assemble, parse_spec, simulate
+from dklfm.systems import System
 from dklfm.tasks import Tasks
+from dklfm.training.corruptions import CORRUPTIONS, mixed
 from dklfm.training.trainer import Trainer
 
+Array = NDArray[np.float64]
+_LARGEST = 1e6
+_LOOK = 32
+"""Tasks that are observed alike, when a trained model looks at tasks."""
 _STREAM_STRIDE = 2**32
 """Between the indices of the first tasks of two seeds; stored tasks come before."""
 
@@ -54,15 +61,20 @@ class StreamTrainer(Trainer):
     def seen(self) -> int:
         return self.epoch * self.stream.tasks
 
-    def contexts(self, count: int) -> Iterator[Batch]:
+    def contexts(self, count: int, first: int = 0, system: System | None = None) -> Iterator[Batch]:
         """Observations of so many tasks that no epoch sees: thinned as in training, or on grids.
 
         Every other batch is on an even grid of any number of points that training has seen, which
         is how tables are.
+
+        Args:
+            count: of tasks; rounded up to whole batches.
+            first: index of the first.
+            system: whose they are, if not of the system of the training.
         """
-        config, batch = self.tasks_config, self.spec.training.batch_size
+        config, batch = self.tasks_config, _LOOK
         least = self.stream.least_points or config.mesh.points
-        for part in range(math.ceil(count / batch)):
+        for part in range(first // batch, math.ceil((first + count) / batch)):
             mesh = (
                 self.stream.meshes[part % len(self.stream.meshes)] if self.stream.meshes else None
             )
@@ -75,8 +87,13 @@ class StreamTrainer(Trainer):
             last = (2 + self.spec.seed) * _STREAM_STRIDE - 1
             indices = last - part * batch - np.arange(batch)
             codes = np.zeros(batch, dtype=np.int8)
-            arrays = simulate(self.system, chosen, codes, indices)
-            truth, context = self._pair(assemble(self.system, codes, arrays))
+            with np.errstate(all="ignore"):
+                arrays = simulate(system or self.system, chosen, codes, indices)
+            usual = _usual(arrays)
+            if not usual.any():
+                continue
+            arrays = {name: values[usual] for name, values in arrays.items()}
+            truth, context = self._pair(assemble(self.system, codes[usual], arrays))
             if part % 2 and len(self.system.axes) == 1:
                 outputs = self._subset(context.y.shape[1], self.stream.least_outputs)
                 if outputs is not None:
@@ -85,6 +102,26 @@ class StreamTrainer(Trainer):
                 yield context
             else:
                 yield self._augmented(truth, context)[1]
+
+    def strangers(self, count: int, first: int = 0) -> Iterator[Batch]:
+        """As many observations of what is not of the training's law.
+
+        Of every prior as often, and of all corruptions together, which are easier to see, as often
+        as of a prior.
+
+        Args:
+            count: of tasks; of each kind they are rounded to whole batches.
+            first: index of the first.
+        """
+        others = self.system.strangers()
+        each = _whole(count / (1 + len(others)))
+        for other in others:
+            yield from self.contexts(each, first, other)
+        some = _whole(each / len(CORRUPTIONS))
+        for i, corruption in enumerate(CORRUPTIONS):
+            for context in self.contexts(some, first + each + i * some):
+                if corruption is not mixed or context.y.shape[1] > 1:
+                    yield corruption(context, self.generator)
 
     def _epoch_tasks(self) -> tuple[Batch, Batch]:
         return self._pair(self._simulated(self.epoch))
@@ -122,3 +159,14 @@ class StreamTrainer(Trainer):
         elif outputs is not None:
             context = context.only(outputs)
         return batch, context
+
+
+def _whole(count: float) -> int:
+    """At least one batch."""
+    return max(1, round(count / _LOOK)) * _LOOK
+
+
+def _usual(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
+    """Which tasks have a solution of any size that a model could be shown."""
+    size = np.max([np.abs(values).reshape(len(values), -1).max(1) for values in arrays.values()], 0)
+    return size < _LARGEST

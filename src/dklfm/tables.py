@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,12 @@ _CAVEAT = (
     "measurements on the same tasks. Its NLL is one column; its time is in seconds on its own "
     "machine, for Alfi on reaction–diffusion a lower bound."
 )
+_STYLE = """<style>
+body { font-family: sans-serif; font-size: 14px; }
+table { border-collapse: collapse; }
+th, td { padding: 3px 10px; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+</style>"""
 _METRICS = {
     "latent_mse": "latent MSE",
     "latent_mse_z": "z",
@@ -113,6 +120,15 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n\n".join([*parts, _CAVEAT]) + "\n"
 
 
+def html(table: pd.DataFrame) -> str:
+    """The table as a page."""
+    parts = [
+        f"<h3>{escape(title)}</h3>\n{block.to_html(index=False, border=0)}"
+        for title, block in _blocks(table)
+    ]
+    return "\n".join([_STYLE, *parts, f"<p>{escape(_CAVEAT)}</p>"]) + "\n"
+
+
 def latex(table: pd.DataFrame) -> str:
     """The table as LaTeX with the rules of booktabs."""
     parts = []
@@ -129,9 +145,10 @@ def _latex_text(value: object) -> str:
 
 
 def save(table: pd.DataFrame, stem: Path) -> None:
-    """Write ``stem.csv``, with every digit, ``stem.md`` and ``stem.tex``."""
+    """Write ``stem.csv``, with every digit, ``stem.html``, ``stem.md`` and ``stem.tex``."""
     texts: dict[str, Callable[[pd.DataFrame], str]] = {
         "csv": lambda whole: whole.to_csv(index=False),
+        "html": html,
         "md": markdown,
         "tex": latex,
     }

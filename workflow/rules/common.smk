@@ -1,7 +1,10 @@
+import html
 import os
 import re
 import shlex
 from pathlib import Path
+
+import yaml
 
 from dklfm.config import Config, Plan, canonical_json, resolved, validate
 from dklfm.errors import ConfigError
@@ -15,6 +18,13 @@ PLAN = Plan.of(CONFIG)
 KINDS = ("fit", "tasks", "model", "posterior", "scores", "figure")
 STAGES = {kind: PLAN.stages(kind) for kind in KINDS}
 RESULTS = str(CONFIG.results)
+CATEGORIES = {
+    **dict.fromkeys(("tasks", "fields"), "2 Forces inferred from simulated tasks"),
+    **dict.fromkeys(("p53", "kni", "series"), "3 Forces inferred from measurements"),
+    "calibration": "4 Are the bands honest?",
+    "learning": "5 Training",
+    "curve": "6 What tasks and time buy",
+}
 # No parameter of a rule: where tasks are simulated changes nothing in them.
 SCHEDULER = f"--scheduler {shlex.quote(CONFIG.scheduler)}" if CONFIG.scheduler else ""
 
@@ -80,6 +90,11 @@ def whole(sources):
     return lambda wildcards: [
         path if path.endswith(".csv") else f"{path}/manifest.json" for path in sources(wildcards)
     ]
+
+
+def category(wildcards):
+    """Where a figure stands in the report."""
+    return CATEGORIES[STAGES["figure"][wildcards.name].spec["figure"]]
 
 
 def figures():

@@ -9,9 +9,11 @@ rule figure:
         pdf=f"{RESULTS}/figures/{{name}}.pdf",
         png=report(
             f"{RESULTS}/figures/{{name}}.png",
-            category="Figures",
+            category=category,
             caption="../report/figure.rst",
-            labels=lambda wildcards: {"figure": wildcards.name.rpartition("-")[0]},
+            labels=lambda wildcards: {
+                "figure": wildcards.name.rpartition("-")[0].replace("_", " ")
+            },
         ),
     log:
         f"{RESULTS}/logs/figures/{{name}}.log",

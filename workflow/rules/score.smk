@@ -28,9 +28,9 @@ rule scores:
     output:
         report(
             f"{RESULTS}/scores.csv",
-            category="Tables",
+            category="1 Methods compared",
             caption="../report/scores.rst",
-            labels={"table": "scores of every experiment"},
+            labels={"table": "every score of every experiment, seed and split (CSV)"},
         ),
     log:
         f"{RESULTS}/logs/scores.log",
@@ -44,11 +44,12 @@ rule table:
     output:
         csv=f"{RESULTS}/table1.csv",
         tex=f"{RESULTS}/table1.tex",
-        markdown=report(
-            f"{RESULTS}/table1.md",
-            category="Tables",
+        markdown=f"{RESULTS}/table1.md",
+        html=report(
+            f"{RESULTS}/table1.html",
+            category="1 Methods compared",
             caption="../report/table.rst",
-            labels={"table": "Table 1: methods compared"},
+            labels={"table": "Table 1: every method on the same tasks"},
         ),
     log:
         f"{RESULTS}/logs/table.log",
@@ -60,10 +61,18 @@ rule table:
 
 rule index:
     output:
-        f"{RESULTS}/index.json",
+        index=f"{RESULTS}/index.json",
+        settings=report(
+            f"{RESULTS}/settings.html",
+            category="7 Settings",
+            caption="../report/settings.rst",
+            labels={"settings": "the config, with every default"},
+        ),
     log:
         f"{RESULTS}/logs/index.log",
     params:
         index=canonical_json(PLAN.index()),
+        settings=f"<pre>{html.escape(yaml.safe_dump(resolved(CONFIG), sort_keys=False))}</pre>",
     shell:
-        "echo {params.index:q} > {output:q} 2> {log:q}"
+        "echo {params.index:q} > {output.index:q} 2> {log:q}"
+        " && echo {params.settings:q} > {output.settings:q} 2>> {log:q}"

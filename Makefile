@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper best ship record test slurm lint docs report clean
+.PHONY: env quick paper best ship record test packages lint docs report clean
 
 env: .venv/ready
 
@@ -39,10 +39,10 @@ report: env
 test: env
 	$(BIN)/python -m pytest
 
-# What the tests of clusters start; as root, on Debian or Ubuntu. Without it they are skipped.
-slurm:
+# A scheduler and a browser, which some tests start; as root, on Debian. Without them these are skipped.
+packages:
 	apt-get update -qq
-	apt-get install -qq --no-install-recommends slurm-wlm munge
+	apt-get install -qq --no-install-recommends slurm-wlm munge chromium chromium-driver
 
 lint: env
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ _CAVEAT = (
 _STYLE = """<style>
 body { font-family: sans-serif; font-size: 14px; }
 table { border-collapse: collapse; }
-th, td { padding: 3px 10px; border-bottom: 1px solid #ddd; text-align: right; }
+th, td { padding: 3px 10px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 </style>"""
 _METRICS = {

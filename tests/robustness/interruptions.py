@@ -76,7 +76,7 @@ class Stage:
         return [sys.executable, "-m", "dklfm", *words]
 
 
-_MECHANISTIC = json.dumps({"name": "mechanistic", "tasks": 12, "samples": 128})
+_MECHANISTIC = json.dumps({"name": "mechanistic", "tasks": 24, "samples": 512})
 STAGES = (
     Stage("tasks", ("simulate", json.dumps(_SIMULATION), "{out}")),
     Stage("tasks_dask", ("simulate", json.dumps(_SIMULATION), "{out}", "--workers", "2")),

@@ -51,7 +51,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "slurmd needs root"
     if not all(shutil.which(program) for program in _PROGRAMS):
-        return "Slurm is not installed; `make slurm` installs it on Debian"
+        return "Slurm is not installed; `make packages` installs it on Debian"
     return None
 
 

@@ -14,16 +14,19 @@ import torch
 
 from dklfm import training
 from dklfm.artifacts import MANIFEST, read_json
+from dklfm.config import TrainSpec, validate
 from dklfm.errors import ConfigError, DataError, DklfmError
 from dklfm.model import DKLFM, Batch, Scale, choose_device, load_model
 from dklfm.tasks import Tasks, load_embedded
 from dklfm.training import Trainer
+from dklfm.training.reobserving import ReobservingTrainer
+from tests.conftest import SIMULATION
 
 Spec = dict[str, Any]
 
 
 def trained(spec: Spec, tasks: Tasks, folder: Path) -> dict[str, torch.Tensor]:
-    training.run(spec, tasks, folder)
+    training.run(spec, tasks, folder, simulation=SIMULATION)
     return load_model(folder)[0].state_dict()
 
 
@@ -51,7 +54,7 @@ def interrupted(
         patch.setattr("dklfm.training.runs._CHECKPOINT_SHARE", math.inf)
         interrupt_after(epochs, patch)
         with pytest.raises(KeyboardInterrupt):
-            training.run(spec, tasks, folder)
+            training.run(spec, tasks, folder, simulation=SIMULATION)
 
 
 def columns(folder: Path) -> pd.DataFrame:
@@ -75,15 +78,16 @@ def test_another_seed_gives_other_weights(
     assert not torch.equal(other["encoder.lift.weight"], expected["encoder.lift.weight"])
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize(("epochs", "reobserve"), [(1, False), (3, False), (3, True)])
 def test_resumed_training_is_identical_to_an_undisturbed_one(
     training_spec: Spec,
     tasks: Tasks,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     epochs: int,
+    reobserve: bool,
 ) -> None:
-    training_spec["training"] |= {"epochs": 5, "validate_every": 2}
+    training_spec["training"] |= {"epochs": 5, "validate_every": 2, "reobserve": reobserve}
     expected = trained(training_spec, tasks, tmp_path / "whole")
 
     folder = tmp_path / "resumed"
@@ -228,6 +232,27 @@ def test_history_has_a_row_an_epoch(model_folder: Path) -> None:
     history = columns(model_folder)
     assert history["epoch"].tolist() == [1, 2]
     assert np.isfinite(history.to_numpy()).all()
+
+
+def test_tasks_are_observed_anew_at_other_points_with_noise_of_the_same_size(
+    training_spec: Spec, tasks: Tasks
+) -> None:
+    training_spec["training"]["reobserve"] = True
+    spec = validate(TrainSpec, training_spec, "test")
+    trainer = ReobservingTrainer(tasks, spec, torch.device("cpu"), SIMULATION)
+    train, scale = tasks.split("train"), trainer.scale
+    (first, _), (second, _) = trainer._epoch_tasks(), trainer._epoch_tasks()
+    assert first.y.shape == trainer.train[0].y.shape
+    assert not torch.equal(first.x, second.x)
+    grid = scale.inputs(train["x_query"])[..., 0]
+    place = (first.x[:, :, None, 0] - grid[:, None]).abs().argmin(-1)
+    torch.testing.assert_close(grid.gather(1, place), first.x[..., 0])
+    truth = scale.values(train["h_query"]).gather(
+        2, place[:, None].expand(-1, first.y.shape[1], -1)
+    )
+    deviations = (first.y - truth) / first.y_sd
+    assert abs(float(deviations.std()) - 1) < 0.1
+    assert set(first.y_sd.flatten().tolist()) <= set(trainer.train[0].y_sd.flatten().tolist())
 
 
 def test_measurements_cannot_be_learnt_from(training_spec: Spec, tmp_path: Path) -> None:

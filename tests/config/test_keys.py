@@ -16,7 +16,7 @@ from dklfm.config import (
     ModelConfig,
     Plan,
     Stage,
-    TrainingConfig,
+    StoredConfig,
     canonical_json,
     resolved,
     stage_key,
@@ -112,7 +112,7 @@ def test_renamed_experiment_keeps_its_tasks_models_and_posteriors() -> None:
 
 
 def test_defaults_written_out_give_the_same_keys() -> None:
-    spelt = plan({"training": resolved(TrainingConfig()), "model": resolved(ModelConfig())})
+    spelt = plan({"training": resolved(StoredConfig()), "model": resolved(ModelConfig())})
     for kind in KINDS:
         assert keys(spelt, kind) == keys(plan(), kind)
 

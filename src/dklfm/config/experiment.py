@@ -23,10 +23,10 @@ from dklfm.config.sections import (
     OperatorConfig,
     PositiveFloat,
     PositiveInt,
+    StoredConfig,
     StreamConfig,
     StreamModel,
     TasksConfig,
-    TrainingConfig,
     TrainSpec,
 )
 from dklfm.settings import Section
@@ -107,7 +107,7 @@ class Experiment(Section):
     system: AnySystem
     tasks: TasksConfig = TasksConfig()
     model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: StoredConfig = StoredConfig()
     prior_from: Dataset | None = None
     prior_tasks: tuple[str, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
@@ -134,6 +134,8 @@ class Experiment(Section):
             raise ValueError(
                 "the fourier encoder needs whole meshes: set training.least_points: null"
             )
+        if encoder == "fourier" and self.training.reobserve:
+            raise ValueError("the fourier encoder needs whole meshes: leave out training.reobserve")
         if self.tasks.extrapolate and not self.system.extrapolates:
             raise ValueError(
                 f"{self.system.name} is defined on its domain only: set tasks.extrapolate: 0"

@@ -20,8 +20,8 @@ from dklfm.config.sections import (
     STREAM,
     Counts,
     Mesh,
+    StoredConfig,
     TasksConfig,
-    TrainingConfig,
 )
 from dklfm.systems import System
 
@@ -161,7 +161,7 @@ def simulation(
     return {"system": (system or experiment.system).spec(), "tasks": resolved(tasks)}
 
 
-def shortened(training: TrainingConfig, tasks: int, fewer: int) -> TrainingConfig:
+def shortened(training: StoredConfig, tasks: int, fewer: int) -> StoredConfig:
     """Settings that take as many steps with ``fewer`` (or more) tasks as with ``tasks``."""
     share = math.ceil(tasks / training.batch_size) / math.ceil(fewer / training.batch_size)
     lengths = {
@@ -171,7 +171,7 @@ def shortened(training: TrainingConfig, tasks: int, fewer: int) -> TrainingConfi
     return training.model_copy(update=lengths)
 
 
-def _for_black_box(training: TrainingConfig, baseline: BaselineConfig) -> TrainingConfig:
+def _for_black_box(training: StoredConfig, baseline: BaselineConfig) -> StoredConfig:
     """The model's own settings, as far as the black box takes them."""
     changes: dict[str, Any] = {"epochs": baseline.epochs or training.epochs}
     if baseline.name == "fno":

@@ -34,6 +34,7 @@ from dklfm.model import (
 )
 from dklfm.progress import progress
 from dklfm.tasks import Tasks
+from dklfm.training.reobserving import ReobservingTrainer
 from dklfm.training.stream import StreamTrainer
 from dklfm.training.trainer import Trainer
 
@@ -127,6 +128,10 @@ def run(
         if simulation is None:
             raise DataError("these tasks were not simulated, so there is no stream of more of them")
         trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation, begun)
+    elif checked.training.reobserve:
+        if simulation is None:
+            raise DataError("these tasks were not simulated: leave out training.reobserve")
+        trainer = ReobservingTrainer(tasks, checked, chosen, simulation, begun)
     else:
         trainer = Trainer(tasks, checked, chosen, begun)
     with alone_in(folder):

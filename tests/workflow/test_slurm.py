@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -92,8 +93,9 @@ def test_simulation_is_spread_over_an_array_of_dask_workers(cluster: None, tmp_p
         address = json.loads(place.read_text())["address"]
         command = ("simulate", json.dumps(SPEC), str(tmp_path / "spread"))
         subprocess.run(
-            [sys.executable, "-m", "dklfm", *command, "--scheduler", address],
+            [sys.executable, "-m", "dklfm", *command],
             check=True,
+            env=os.environ | {"DKLFM_SCHEDULER": address},
         )
     finally:
         scheduler.terminate()

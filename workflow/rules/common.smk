@@ -25,18 +25,18 @@ CATEGORIES = {
     "learning": "5 Training",
     "curve": "6 What tasks and time buy",
 }
-# No parameter of a rule: where tasks are simulated changes nothing in them.
-SCHEDULER = f"--scheduler {shlex.quote(CONFIG.scheduler)}" if CONFIG.scheduler else ""
 
-# Jobs run in the environment of Snakemake itself, activated or not, or in that of a container, and
-# trust the files whose systems the config names.
+
+# Jobs run in the environment of Snakemake itself, activated or not, or in that of a container, trust
+# the files whose systems the config names, and simulate where it says, which changes no task.
 FILES = {
     e.system.source[0].rpartition(":")[0] for e in CONFIG.experiments.values() if e.system.source
 }
 shell.prefix(
     "printenv APPTAINER_CONTAINER > /dev/null"
     f' || export PATH="{Path(sys.executable).parent}:$PATH";'
-    f" export DKLFM_TRUST={shlex.quote(os.pathsep.join(sorted(FILES)))}; "
+    f" export DKLFM_TRUST={shlex.quote(os.pathsep.join(sorted(FILES)))}"
+    f" DKLFM_SCHEDULER={shlex.quote(CONFIG.scheduler or '')}; "
 )
 
 

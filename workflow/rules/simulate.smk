@@ -43,7 +43,7 @@ rule simulate:
         ],
     shell:
         "python -m dklfm simulate {params.settings:q} {params.folder:q} {params.fitted}"
-        " --workers {threads} {SCHEDULER} 2> {log:q}"
+        " --workers {threads} 2> {log:q}"
 
 
 rule measurements:

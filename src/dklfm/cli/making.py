@@ -18,7 +18,9 @@ def simulate(
     spec: Spec,
     out: Out,
     workers: Annotated[int, typer.Option(min=1, help="Processes of a local cluster.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(envvar="DKLFM_SCHEDULER", help="Address of a dask scheduler.")
+    ] = None,
     fitted: Annotated[
         Path | None, typer.Option(help="Product of fit, whose system replaces the settings'.")
     ] = None,
@@ -33,7 +35,7 @@ def simulate(
     settings = read_spec(spec)
     if fitted is not None:
         settings["system"] = read_json(fitted / MANIFEST).get("system")
-    simulation.run(settings, out, workers, scheduler)
+    simulation.run(settings, out, workers, scheduler or None)
 
 
 @app.command()

@@ -18,6 +18,8 @@ PLAN = Plan.of(CONFIG)
 KINDS = ("fit", "tasks", "model", "posterior", "scores", "figure")
 STAGES = {kind: PLAN.stages(kind) for kind in KINDS}
 RESULTS = str(CONFIG.results)
+# Without where tasks are simulated, which changes nothing in them.
+SETTINGS = {key: value for key, value in resolved(CONFIG).items() if key != "scheduler"}
 CATEGORIES = {
     **dict.fromkeys(("tasks", "fields"), "2 Forces inferred from simulated tasks"),
     **dict.fromkeys(("p53", "kni", "series"), "3 Forces inferred from measurements"),

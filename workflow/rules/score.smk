@@ -72,7 +72,7 @@ rule index:
         f"{RESULTS}/logs/index.log",
     params:
         index=canonical_json(PLAN.index()),
-        settings=f"<pre>{html.escape(yaml.safe_dump(resolved(CONFIG), sort_keys=False))}</pre>",
+        settings=f"<pre>{html.escape(yaml.safe_dump(SETTINGS, sort_keys=False))}</pre>",
     shell:
         "echo {params.index:q} > {output.index:q} 2> {log:q}"
         " && echo {params.settings:q} > {output.settings:q} 2>> {log:q}"

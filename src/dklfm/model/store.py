@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from dklfm.artifacts import (
     MANIFEST,
@@ -150,25 +150,26 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[ForceM
     return model.to(device).eval(), card.scale
 
 
-class _Budget(TorchDispatchMode):
+class _Budget(TorchFunctionMode):
     """Refuses to make more numbers than so many, in all; a big tensor before it is made.
 
     A manifest may state any sizes; a process that takes all memory is killed without a word.
     """
 
     def __init__(self, numbers: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        super().__init__()
         self.left = numbers
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
         func: Callable[..., Any],
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if args and isinstance(args[0], Sequence) and all(isinstance(n, int) for n in args[0]):
-            self._spend(math.prod(args[0]))
+        size = args[0] if args and isinstance(args[0], Sequence) else args
+        if size and all(isinstance(number, int) for number in size):
+            self._spend(math.prod(size))
         made = func(*args, **(kwargs or {}))
         if isinstance(made, torch.Tensor) and not any(made is one for one in args):
             self._spend(made.numel())

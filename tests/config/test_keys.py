@@ -258,3 +258,14 @@ def test_another_system_or_mesh_changes_the_test_tasks_alone() -> None:
 def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         plan(STREAM | change)
+
+
+def test_a_baseline_on_whole_meshes_is_not_observed_anew() -> None:
+    changes = {
+        "tasks": {"mesh": {"spacing": "regular", "points": 8}},
+        "training": {"reobserve": True},
+        "baselines": ["fno", "neural_process"],
+    }
+    specs = {s.spec["method"]: s.spec for s in plan(changes).stages("model").values()}
+    observed = {name: s["training"].get("reobserve", False) for name, s in specs.items()}
+    assert observed == {"dklfm": True, "neural_process": True, "fno": False}

@@ -176,6 +176,7 @@ def _for_black_box(training: StoredConfig, baseline: BaselineConfig) -> StoredCo
     changes: dict[str, Any] = {"epochs": baseline.epochs or training.epochs}
     if baseline.name == "fno":
         changes |= {"least_points": None, "most_points": None, "least_window": None}
+        changes["reobserve"] = False
     return training.model_copy(update=changes)
 
 

@@ -6,16 +6,13 @@ truth is stored on a grid, so that they can be observed again: other points of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dklfm.config import TrainSpec
 from dklfm.errors import DataError
-from dklfm.model import Batch, ForceModel, Scale
-from dklfm.simulate import parse_spec
+from dklfm.model import Batch
 from dklfm.tasks import Tasks
 from dklfm.training.trainer import Trainer
 
@@ -27,16 +24,8 @@ class ReobservingTrainer(Trainer):
         DataError: if the tasks hold no truth to observe.
     """
 
-    def __init__(
-        self,
-        tasks: Tasks,
-        spec: TrainSpec,
-        device: torch.device,
-        simulation: Mapping[str, Any],
-        start: tuple[ForceModel, Scale] | None = None,
-    ) -> None:
-        _, config = parse_spec(simulation, "the tasks' own settings")
-        super().__init__(tasks, spec, device, start)
+    def __init__(self, tasks: Tasks, *about: Any) -> None:
+        super().__init__(tasks, *about)
         train = tasks.split("train")
         if "f" not in train or "h_query" not in train:
             raise DataError("training.reobserve needs the true force and outputs, f and h_query")
@@ -46,7 +35,7 @@ class ReobservingTrainer(Trainer):
         self._x = self.scale.inputs(train["x_query"][:, inside])
         self._h = self.scale.values(train["h_query"][..., inside])
         self._f = self.scale.force(train["f"][:, inside])
-        self._force_noise = config.force_noise / self.scale.force_sd
+        self._force_noise = self.law[1].force_noise / self.scale.force_sd
 
     def _epoch_tasks(self) -> tuple[Batch, Batch]:
         """As many points as the stored mesh has, as far as the grid has them."""

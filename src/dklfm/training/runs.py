@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dklfm.artifacts import alone_in, dataset_digest, write_atomically, write_tensors
 from dklfm.config import StreamConfig, TrainSpec, canonical_json, resolved, validate
-from dklfm.errors import DataError, DklfmError
+from dklfm.errors import DklfmError
 from dklfm.marginals import fit_tails
 from dklfm.model import (
     Batch,
@@ -125,15 +125,10 @@ def run(
     chosen = choose_device(device)
     begun = None if start is None else load_model(start, chosen)
     if isinstance(checked.training, StreamConfig):
-        if simulation is None:
-            raise DataError("these tasks were not simulated, so there is no stream of more of them")
-        trainer: Trainer = StreamTrainer(tasks, checked, chosen, simulation, begun)
-    elif checked.training.reobserve:
-        if simulation is None:
-            raise DataError("these tasks were not simulated: leave out training.reobserve")
-        trainer = ReobservingTrainer(tasks, checked, chosen, simulation, begun)
+        kind: type[Trainer] = StreamTrainer
     else:
-        trainer = Trainer(tasks, checked, chosen, begun)
+        kind = ReobservingTrainer if checked.training.reobserve else Trainer
+    trainer = kind(tasks, checked, chosen, simulation, begun)
     with alone_in(folder):
         _run(checked, trainer, tasks, folder, simulation or {}, simulation_cpu_s, start)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig, TrainSpec
+from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig
 from dklfm.errors import DataError
-from dklfm.model import Batch, ForceModel, OperatorLFM, Scale
-from dklfm.simulate import assemble, parse_spec, simulate
+from dklfm.model import Batch, OperatorLFM
+from dklfm.simulate import assemble, simulate
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 from dklfm.training.corruptions import CORRUPTIONS, mixed
@@ -30,18 +29,18 @@ _STREAM_STRIDE = 2**32
 class StreamTrainer(Trainer):
     """Training on tasks that are simulated for each epoch, from seeds that no store uses."""
 
-    def __init__(
-        self,
-        tasks: Tasks,
-        spec: TrainSpec,
-        device: torch.device,
-        simulation: Mapping[str, Any],
-        start: tuple[ForceModel, Scale] | None = None,
-    ) -> None:
-        assert isinstance(spec.training, StreamConfig)
-        self.stream = spec.training
-        self.system, self.tasks_config = parse_spec(simulation, "the tasks' own settings")
-        super().__init__(tasks, spec, device, start)
+    @property
+    def stream(self) -> StreamConfig:
+        assert isinstance(self.spec.training, StreamConfig)
+        return self.spec.training
+
+    @property
+    def system(self) -> System:
+        return self.law[0]
+
+    @property
+    def tasks_config(self) -> TasksConfig:
+        return self.law[1]
 
     def _first(self, tasks: Tasks) -> Tasks:
         return self._simulated(0)

@@ -7,14 +7,18 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dklfm.config import TrainingConfig, TrainSpec
+from dklfm.config import TasksConfig, TrainingConfig, TrainSpec
+from dklfm.errors import DataError
 from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model
+from dklfm.simulate import parse_spec
+from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -32,9 +36,10 @@ class Trainer:
         tasks: Tasks,
         spec: TrainSpec,
         device: torch.device,
+        simulation: Mapping[str, Any] | None = None,
         start: tuple[ForceModel, Scale] | None = None,
     ) -> None:
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.simulation = spec, device, simulation
         train = self._first(tasks)
         self.scale = Scale.of(train) if start is None else start[1]
         self.train = self._pair(train)
@@ -99,6 +104,20 @@ class Trainer:
             row |= self._validate()
         self.cpu_seconds += time.process_time() - started
         self.history.append({**row, "cpu_seconds": self.cpu_seconds})
+
+    @cached_property
+    def law(self) -> tuple[System, TasksConfig]:
+        """What the tasks were simulated by.
+
+        Raises:
+            DataError: if they were not.
+        """
+        if self.simulation is None:
+            raise DataError(
+                "these tasks were not simulated, so there is no stream of more of them "
+                "and no truth to observe anew"
+            )
+        return parse_spec(self.simulation, "the tasks' own settings")
 
     def _first(self, tasks: Tasks) -> Tasks:
         """The training tasks of the first epoch, which set the scale."""

@@ -16,6 +16,7 @@ from dklfm.errors import DataError
 
 if TYPE_CHECKING:
     from dklfm.inference import Inference, Model
+    from dklfm.inference.result import Stranger
     from dklfm.tasks import Tasks
 
 app = typer.Typer()
@@ -83,11 +84,11 @@ def infer(
     tasks, notes = _read(table, trained.inputs)
     folder = out or Path(f"{'table' if str(table) == '-' else table.stem}-posterior")
     options = {"refine": refine, "anchors": anchors, "rescale": rescale}
-    strange: list[str] = []
+    strangers: list[Stranger] = []
 
     def parts() -> Iterator[Inference]:
         for found in _inferred(trained, tasks, asked, **options):
-            strange.extend(found.strange_names)
+            strangers.extend(found.strangers)
             yield found
 
     first = save(parts(), folder, figure)
@@ -95,11 +96,12 @@ def infer(
         log.info("%s", note)
     if as_json:
         about = {"out": str(folder), "tasks": len(tasks), "outputs": list(tasks.outputs)}
-        typer.echo(json.dumps(about | {"strange": strange, "notes": [*notes, *first.notes]}))
+        about |= {"strange": _named(strangers), "notes": [*notes, *first.notes]}
+        typer.echo(json.dumps(about))
     else:
-        typer.echo(report(first, len(tasks), strange))
+        typer.echo(report(first, len(tasks), strangers))
         typer.echo(f"written to {folder}/")
-    if strict and strange:
+    if strict and strangers:
         raise typer.Exit(STRANGE)
 
 
@@ -117,11 +119,11 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
 
     trained = load(model)
     tasks, notes = _read(table, trained.inputs)
-    strange: list[str] = []
+    strangers: list[Stranger] = []
     said: list[str] = []
     known = False
     for found in _inferred(trained, tasks, 1):
-        strange += found.strange_names
+        strangers += found.strangers
         known = P_VALUES[0] in found.posterior.data
         said = said or list(found.notes)
     seen = np.isfinite(tasks["y"])
@@ -132,7 +134,7 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
         "observations": int(seen.sum()),
         "missing": int((~seen).sum() - padding.sum() * len(tasks.outputs)),
         "noise": "stated" if "y_sd" in tasks else "estimated",
-        "strange": strange,
+        "strange": _named(strangers),
         "notes": [*notes, *said],
     }
     if as_json:
@@ -147,8 +149,9 @@ def check(table: Table, model: ModelName = "transcription", as_json: Json = Fals
         typer.echo(f"- {note}")
     if not known:
         typer.echo(f"{model} does not know what its own tasks look like")
-    elif strange:
-        typer.echo(f"unlike the tasks that {model} was trained on: {', '.join(strange)}")
+    elif strangers:
+        names = ", ".join(found.name for found in strangers)
+        typer.echo(f"unlike the tasks that {model} was trained on: {names}")
     else:
         typer.echo(f"like the tasks that {model} was trained on")
 
@@ -261,6 +264,11 @@ def list_systems(as_json: Json = False) -> None:
         return
     for name, what in about.items():
         typer.echo(f"{name}: {what}")
+
+
+def _named(strangers: list[Stranger]) -> dict[str, dict[str, float]]:
+    """For JSON: by name, how often simulated tasks look stranger."""
+    return {found.name: dict(zip(found._fields[1:], found[1:], strict=True)) for found in strangers}
 
 
 def _inferred(model: Model, tasks: Tasks, at: Any, **options: Any) -> Iterator[Inference]:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from pyarrow import csv
 
-from dklfm.inference.result import Inference, report
+from dklfm.inference.result import Inference, Stranger, report
 
 
 def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Inference:
@@ -31,9 +31,9 @@ def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Infer
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".posterior-") as name:
         scratch = Path(name)
-        first, whole, strange = _table(parts, scratch / "posterior.csv")
+        first, whole, strangers = _table(parts, scratch / "posterior.csv")
         whole.to_netcdf(scratch / "posterior.nc", engine="scipy")
-        text = report(first, whole.sizes["task"], strange)
+        text = report(first, whole.sizes["task"], strangers)
         (scratch / "report.md").write_text(text, encoding="utf-8")
         if figure:
             from dklfm.figures import save as save_figure
@@ -44,11 +44,11 @@ def save(parts: Iterable[Inference], folder: Path, figure: bool = True) -> Infer
     return first
 
 
-def _table(parts: Iterable[Inference], path: Path) -> tuple[Inference, xr.Dataset, list[str]]:
+def _table(parts: Iterable[Inference], path: Path) -> tuple[Inference, xr.Dataset, list[Stranger]]:
     """Write the rows of each part; keep the rest in single precision."""
     first: Inference | None = None
     datasets: list[xr.Dataset] = []
-    strange: list[str] = []
+    strangers: list[Stranger] = []
     writer: csv.CSVWriter | None = None
     try:
         for part in parts:
@@ -59,14 +59,14 @@ def _table(parts: Iterable[Inference], path: Path) -> tuple[Inference, xr.Datase
                 writer = csv.CSVWriter(str(path), rows.schema, write_options=options)
             writer.write_table(rows)
             datasets.append(_single(part.to_dataset()))
-            strange += part.strange_names
+            strangers += part.strangers
     finally:
         if writer is not None:
             writer.close()
     if first is None:
         raise ValueError("there is nothing to write")
     whole = xr.concat(datasets, dim="task", combine_attrs="override", join="outer")
-    return first, whole, strange
+    return first, whole, strangers
 
 
 def _single(data: xr.Dataset) -> xr.Dataset:

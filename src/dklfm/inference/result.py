@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dklfm.errors import DataError
 from dklfm.methods import Posterior
-from dklfm.model.trust import P_VALUES, unlike
+from dklfm.model.trust import LEVEL, P_VALUES, unlike
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from matplotlib.figure import Figure
+
+_SHOWN = 20
+
+
+class Stranger(NamedTuple):
+    """A task that looks unlike the training, and how often simulated tasks look stranger."""
+
+    name: str
+    p_embedding: float
+    p_outputs: float
+    p_critic: float
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,14 @@ class Inference:
         return unlike({name: self.posterior[name] for name in P_VALUES})
 
     @property
-    def strange_names(self) -> list[str]:
-        """Their names."""
-        return [str(name) for name in self.tasks.data["task"].values[self.strange]]
+    def strangers(self) -> list[Stranger]:
+        """Those tasks, and how often simulated ones look stranger."""
+        found = np.flatnonzero(self.strange)
+        names = self.tasks.data["task"].values
+        return [
+            Stranger(str(names[i]), *(float(self.posterior[name][i]) for name in P_VALUES))
+            for i in found
+        ]
 
     def sample(self, count: int, seed: int = 0) -> xr.DataArray:
         """Draws of the force, ``sample x task x query``, of a Gaussian or Student process.
@@ -158,7 +174,7 @@ class Inference:
 
     def report(self) -> str:
         """A page of Markdown: what was inferred, how, and what to beware of."""
-        return report(self, len(self.tasks), self.strange_names)
+        return report(self, len(self.tasks), self.strangers)
 
     def save(self, folder: Path) -> None:
         """Write posterior.csv, posterior.nc, report.md and figure.png into a folder."""
@@ -167,13 +183,13 @@ class Inference:
         save([self], folder)
 
 
-def report(first: Inference, tasks: int, strange: Sequence[str]) -> str:
+def report(first: Inference, tasks: int, strangers: Sequence[Stranger]) -> str:
     """A page of Markdown on tasks of which the first ones are given.
 
     Args:
         first: some of the tasks, which all were inferred alike.
         tasks: how many there are in all.
-        strange: the names of those that look unlike what the model was trained on.
+        strangers: those that look unlike what the model was trained on.
     """
     system = first.system
     lines = [
@@ -183,13 +199,39 @@ def report(first: Inference, tasks: int, strange: Sequence[str]) -> str:
         f"{system.name} (prior {system.prior_label}).",
         "",
     ]
-    if strange:
-        shown = ", ".join(strange[:20]) + (" and more" if len(strange) > 20 else "")
-        lines += [
-            f"**Beware: {len(strange)} of {tasks} look unlike anything that the model was "
-            f"trained on: {shown}. Their force may be wrong by more than the bands say.**",
-            "",
-        ]
+    if strangers:
+        lines += _beware(strangers, tasks)
     elif P_VALUES[0] in first.posterior.data:
         lines += ["All look like what the model was trained on.", ""]
     return "\n".join([*lines, *(f"- {note[:1].upper()}{note[1:]}." for note in first.notes), ""])
+
+
+def _beware(strangers: Sequence[Stranger], tasks: int) -> list[str]:
+    """Which tasks are unlike the training, and in what."""
+    shown, more = strangers[:_SHOWN], len(strangers) - _SHOWN
+    rows = [
+        f"| {found.name} | {found.p_embedding:.1%} | {found.p_outputs:.1%} | {found.p_critic:.1%} |"
+        for found in shown
+    ]
+    fits = min(found.p_outputs for found in strangers) > LEVEL
+    return [
+        f"**Beware: {len(strangers)} of {tasks} look unlike anything that the model was trained "
+        "on. Their force may be wrong by more than the bands say.**",
+        "",
+        "| task | pattern | fit | law |",
+        "|---|---|---|---|",
+        *rows,
+        *([f"| and {more} more | | | |"] if more > 0 else []),
+        "",
+        "These are the shares of simulated tasks, observed alike, that look stranger. Pattern: by "
+        "what the network makes of all values. Fit: by how far the values are from the outputs "
+        "inferred; a small share says that the noise is larger than stated, that values are "
+        "mistaken, or that no force explains them. Law: to a classifier that has seen tasks of "
+        "other priors and equations."
+        + (
+            " Here the values fit as well as they should; it is their pattern that is rare."
+            if fits
+            else ""
+        ),
+        "",
+    ]

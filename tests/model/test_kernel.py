@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import grad, hessian
 
+from dklfm.model.differential import Operator
 from dklfm.model.kernel import DeepKernel, Latent, LatentPoints, ResidualMLP, join
 
 BASES = ("rbf", "periodic")
 
 
-def latent_points(seed: int, points: int = 12, amplitudes: int = 3, tasks: int = 2) -> LatentPoints:
+def latent_points(
+    seed: int, points: int = 12, amplitudes: int = 3, tasks: int = 2, operated: bool = False
+) -> LatentPoints:
     generator = torch.Generator().manual_seed(seed)
-    coordinates = torch.randn(tasks, points, 4, generator=generator, dtype=torch.float64)
-    signed = torch.randn(tasks, points, amplitudes, generator=generator, dtype=torch.float64)
-    return LatentPoints(2 * coordinates, signed if amplitudes else None)
+
+    def normal(size: int) -> torch.Tensor:
+        return torch.randn(tasks, points, size, generator=generator, dtype=torch.float64)
+
+    coordinates, signed = normal(4), normal(amplitudes)
+    operator = Operator(normal(1), normal(4), normal(4)) if operated else None
+    return LatentPoints(2 * coordinates, signed if amplitudes else None, operator)
 
 
 @pytest.mark.parametrize("base", BASES)
-@given(seed=st.integers(0, 10_000), amplitudes=st.sampled_from([0, 1, 4]))
-def test_covariance_is_positive_semidefinite(base: str, seed: int, amplitudes: int) -> None:
-    points = latent_points(seed, amplitudes=amplitudes)
+@given(seed=st.integers(0, 10_000), amplitudes=st.sampled_from([0, 1, 4]), operated=st.booleans())
+def test_covariance_is_positive_semidefinite(
+    base: str, seed: int, amplitudes: int, operated: bool
+) -> None:
+    points = latent_points(seed, amplitudes=amplitudes, operated=operated and base == "rbf")
     covariance = DeepKernel(base).double()(points, points)
     eigenvalues = torch.linalg.eigvalsh(covariance)
     torch.testing.assert_close(covariance, covariance.mT)
@@ -31,8 +43,10 @@ def test_covariance_is_positive_semidefinite(base: str, seed: int, amplitudes: i
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("amplitudes", [0, 3])
-def test_variance_is_the_diagonal(base: str, amplitudes: int) -> None:
-    points, kernel = latent_points(0, amplitudes=amplitudes), DeepKernel(base).double()
+@pytest.mark.parametrize("operated", [False, True])
+def test_variance_is_the_diagonal(base: str, amplitudes: int, operated: bool) -> None:
+    points = latent_points(0, amplitudes=amplitudes, operated=operated and base == "rbf")
+    kernel = DeepKernel(base).double()
     diagonal = kernel(points, points).diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(kernel.variance(points), diagonal)
 
@@ -45,6 +59,45 @@ def test_rbf_covariance_is_the_formula() -> None:
     signs = points.amplitudes @ points.amplitudes.mT / 3
     expected = kernel.base.outputscale * torch.exp(-0.5 * square / lengthscale**2) * signs
     torch.testing.assert_close(kernel(points, points), expected)
+
+
+def test_operators_act_as_derivatives_of_the_kernel() -> None:
+    """Beside automatic differentiation, with another lengthscale than 1."""
+    kernel = DeepKernel("rbf").double()
+    kernel.base.base_kernel.lengthscale = 1.7
+    left, right = (latent_points(s, 3, 0, 1, operated=True) for s in (0, 1))
+
+    def plain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return kernel.base.outputscale * (-0.5 * (x - y).square().sum() / 1.7**2).exp()
+
+    def applied(
+        function: Callable[[torch.Tensor], torch.Tensor], points: LatentPoints, i: int
+    ) -> torch.Tensor:
+        assert points.operator is not None
+        value, slope, curvature = (part[0, i] for part in points.operator)
+        at, unit = points.coordinates[0, i], 1.7
+        first, second = grad(function)(at), hessian(function)(at).diagonal()
+        return value[0] * function(at) + unit * slope @ first + unit**2 * curvature @ second
+
+    found = kernel(left, right)[0]
+    for i in range(3):
+        for j in range(3):
+
+            def of_left(x: torch.Tensor, j: int = j) -> torch.Tensor:
+                return applied(lambda y: plain(x, y), right, j)
+
+            torch.testing.assert_close(found[i, j], applied(of_left, left, i))
+
+
+def test_the_force_alone_is_operated_on() -> None:
+    latent, z = Latent(3, 8, 1, 4, 2, axes=4), torch.randn(1, 5, 3)
+    force, outputs = latent(z, "force").operator, latent(z, "outputs").operator
+    assert force is not None
+    assert outputs is not None
+    assert force.curvature.abs().min() > 0
+    assert (outputs.value == 1).all()
+    assert not outputs.slope.any()
+    assert not outputs.curvature.any()
 
 
 def test_amplitudes_let_points_be_anticorrelated() -> None:

@@ -21,6 +21,8 @@ PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=1, le=1024)]
 """Of a part of a network."""
 PositiveFloat = Annotated[float, Field(gt=0)]
+LaterSwitch = Annotated[bool, Field(exclude_if=lambda chosen: not chosen)]
+"""Left out of what is resolved unless it is on: keys of models that never heard of it stay."""
 
 
 class Counts(Section):
@@ -98,6 +100,8 @@ class KernelConfig(Section):
     ``amplitudes`` > 0 multiplies the base kernel by a·a'/amplitudes with learned signed vectors a,
     so that the force may be anticorrelated with an output; 0 is the paper's form.
     ``concatenate_inputs`` feeds x to the base kernel beside the network's coordinates.
+    ``differential`` makes the force a learnt differential operator, up to the second order, of the
+    process that the outputs are read from.
     """
 
     base: Literal["rbf", "periodic"] = "rbf"
@@ -106,6 +110,13 @@ class KernelConfig(Section):
     coordinates: Size = 16
     amplitudes: Annotated[int, Field(ge=0, le=256)] = 4
     concatenate_inputs: bool = False
+    differential: LaterSwitch = False
+
+    @model_validator(mode="after")
+    def _smooth(self) -> Self:
+        if self.differential and self.base != "rbf":
+            raise ValueError("differential needs base: rbf")
+        return self
 
 
 class FourierFeaturesConfig(Section):
@@ -232,8 +243,7 @@ class StoredConfig(TrainingConfig):
     with fresh noise.
     """
 
-    # Left out of what is resolved unless asked for: keys of models that never heard of it stay.
-    reobserve: Annotated[bool, Field(exclude_if=lambda chosen: not chosen)] = False
+    reobserve: LaterSwitch = False
 
 
 class StreamConfig(TrainingConfig):

@@ -77,8 +77,14 @@ class DKLFM(ForceModel):
         self.encoder = _encoder(config, axes)
         inputs = config.embedding + self.features.size
         kernel: KernelConfig = config.kernel
+        operated = kernel.coordinates + (axes if kernel.concatenate_inputs else 0)
         self.latent = Latent(
-            inputs, kernel.width, kernel.blocks, kernel.coordinates, kernel.amplitudes
+            inputs,
+            kernel.width,
+            kernel.blocks,
+            kernel.coordinates,
+            kernel.amplitudes,
+            operated if kernel.differential else 0,
         )
         self.kernel = DeepKernel(kernel.base)
         self.force_mean = MeanNetwork(inputs, kernel.width)
@@ -118,7 +124,7 @@ class DKLFM(ForceModel):
     def _with_inputs(self, latent: LatentPoints, x: Tensor) -> LatentPoints:
         if self.log_input_rate is not None:
             coordinates = torch.cat([x * self.log_input_rate.exp(), latent.coordinates], dim=-1)
-            latent = LatentPoints(coordinates, latent.amplitudes)
+            latent = latent._replace(coordinates=coordinates)
         return latent.double()
 
     def noise_variance(self, batch: Batch) -> Float[Tensor, "task output point"]:

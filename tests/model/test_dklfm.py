@@ -31,12 +31,14 @@ def model(axes: int = 1, encoder: str = "transformer", **options: Any) -> DKLFM:
     torch.manual_seed(0)
     kernel = {"width": 16, "blocks": 1, "coordinates": 4} | options.pop("kernel", {})
     spec = {"embedding": 8, "encoder": ENCODERS[encoder], "kernel": kernel, **options}
-    built = DKLFM(validate(ModelConfig, spec, "test"), axes).eval()
+    built = DKLFM(validate(ModelConfig, spec, "test"), axes, OUTPUTS).eval()
     # Means start at zero and both branches alike, where they could be wrong unseen.
     for network in (built.force_mean, built.output_mean):
         if network is not None:
             torch.nn.init.normal_(network.head.weight, std=0.1)
     torch.nn.init.normal_(built.latent.force.input.weight, std=0.5)
+    if built.latent.operator is not None:
+        torch.nn.init.normal_(built.latent.operator.weight, std=0.5)
     return built
 
 
@@ -91,8 +93,12 @@ def dense_joint(built: DKLFM, given: Batch, x: Tensor) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.parametrize("noise", ["homoscedastic", "relative", "given"])
 @pytest.mark.parametrize("holes", [False, True])
-def test_posterior_is_dense_conditioning_in_float64(noise: str, holes: bool) -> None:
-    built, given, x = model(noise=noise), batch(), queries()
+@pytest.mark.parametrize("differential", [False, True])
+def test_posterior_is_dense_conditioning_in_float64(
+    noise: str, holes: bool, differential: bool
+) -> None:
+    built = model(noise=noise, kernel={"differential": differential})
+    given, x = batch(), queries()
     given = with_holes(given) if holes else given
     moments = built.posterior(given, x, covariance=True)
     mean, covariance, noise_variance = dense_joint(built, given, x)
@@ -145,12 +151,14 @@ def test_log_densities_are_those_of_the_dense_joint_gaussian(holes: bool, amplit
         )
 
 
-@pytest.mark.parametrize("base", ["rbf", "periodic"])
+@pytest.mark.parametrize(
+    "kernel", [{"base": "rbf"}, {"base": "periodic"}, {"differential": True}], ids=str
+)
 @pytest.mark.parametrize("concatenate", [False, True])
 def test_prior_covariance_of_outputs_and_force_is_positive_semidefinite(
-    base: str, concatenate: bool
+    kernel: dict[str, Any], concatenate: bool
 ) -> None:
-    built = model(kernel={"base": base, "concatenate_inputs": concatenate})
+    built = model(kernel=kernel | {"concatenate_inputs": concatenate})
     _, covariance, _ = dense_joint(built, batch(), queries())
     eigenvalues = torch.linalg.eigvalsh(covariance)
     assert (eigenvalues > -1e-10 * eigenvalues[:, -1:]).all()
@@ -176,6 +184,15 @@ def test_order_of_outputs_permutes_outputs_and_leaves_the_force(encoder: str) ->
         built.posterior(given.outputs(order), x),
         permuted_outputs(built.posterior(given, x), order),
     )
+
+
+def test_outputs_that_are_told_apart_have_names() -> None:
+    built, given, x = model(exchangeable=False), batch(), queries()
+    order = torch.tensor([2, 0, 1])
+    moved = built.posterior(given.outputs(order), x).force_mean
+    assert (moved - built.posterior(given, x).force_mean).abs().max() > 1e-3
+    with pytest.raises(DataError, match="2 outputs, dklfm was trained on 3 that it tells apart"):
+        built.posterior(given.outputs(order[:2]), x)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -149,9 +149,10 @@ class PeriodFeaturesConfig(Section):
 class ModelConfig(Section):
     """The deep kernel latent force model.
 
-    ``noise`` states the likelihood of the outputs: ``homoscedastic``, one learned variance for
-    all; ``relative``, a learned share of each observed output's variance; ``given``, the standard
-    deviations that come with the tasks plus a learned homoscedastic excess.
+    ``exchangeable`` outputs have one law and may be of any number; others are told apart by their
+    place. ``noise`` states the likelihood of the outputs: ``homoscedastic``, one learned variance
+    for all; ``relative``, a learned share of each observed output's variance; ``given``, the
+    standard deviations that come with the tasks plus a learned homoscedastic excess.
     """
 
     embedding: Size = 32
@@ -164,6 +165,8 @@ class ModelConfig(Section):
     ] = FourierFeaturesConfig()
     output_mean: Literal["zero", "network"] = "network"
     noise: Literal["homoscedastic", "relative", "given"] = "relative"
+    # Left out of what is resolved unless it is off: see LaterSwitch.
+    exchangeable: Annotated[bool, Field(exclude_if=lambda chosen: chosen)] = True
 
 
 class NeuralProcessConfig(_AttentionConfig):

@@ -45,7 +45,7 @@ class ForceModel(nn.Module, ABC):
             raise DataError(
                 f"the tasks have {batch.y.shape[1]} outputs, {self.method} was trained on "
                 f"{self.outputs} that it tells apart; train it on tasks like these, or, for "
-                "dklfm_stream, with model.exchangeable: true"
+                "dklfm and dklfm_stream, with model.exchangeable: true"
             )
 
     @abstractmethod

@@ -32,4 +32,4 @@ def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
         return OperatorLFM(spec.model, axes, outputs)
     if isinstance(spec.model, KernelRouteConfig):
         return StreamedDKLFM(spec.model, axes, outputs)
-    return DKLFM(spec.model, axes)
+    return DKLFM(spec.model, axes, outputs)

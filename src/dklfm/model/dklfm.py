@@ -41,6 +41,8 @@ OUTPUT_JITTER = 1e-8
 MOST_EXACT = 5000
 """Observations of a task that are conditioned on one by one: a gigabyte for their covariance."""
 INDUCING = 1024
+_NAME = 0.1
+"""Size of what tells outputs apart, at first."""
 
 
 class Embedding(NamedTuple):
@@ -68,11 +70,11 @@ class DKLFM(ForceModel):
     """The model; see the module's docstring."""
 
     method: ClassVar[str] = "dklfm"
-    exchangeable = True
 
-    def __init__(self, config: ModelConfig, axes: int) -> None:
+    def __init__(self, config: ModelConfig, axes: int, outputs: int = 1) -> None:
         super().__init__()
         self.config = config
+        self.outputs, self.exchangeable = outputs, config.exchangeable
         self.features = _features(config, axes)
         self.encoder = _encoder(config, axes)
         inputs = config.embedding + self.features.size
@@ -94,13 +96,22 @@ class DKLFM(ForceModel):
         self.log_input_rate = nn.Parameter(torch.zeros(axes)) if kernel.concatenate_inputs else None
         self.log_noise = nn.Parameter(torch.tensor(math.log(0.05)))
         self.log_force_noise = nn.Parameter(torch.tensor(math.log(0.05)))
+        size = (outputs, config.embedding)
+        self.names = None if config.exchangeable else nn.Parameter(_NAME * torch.randn(size))
 
     def embed(self, batch: Batch) -> Embedding:
-        """Encode every output function by itself (Section 3.2)."""
+        """Encode every output function by itself (Section 3.2).
+
+        Raises:
+            DataError: if the tasks have another number of outputs than the model tells apart.
+        """
+        self.require_outputs(batch)
         tasks, outputs, points = batch.y.shape
         x = batch.x[:, None].expand(-1, outputs, -1, -1).reshape(tasks * outputs, points, -1)
         r = self.encoder(x, batch.y.flatten(0, 1), batch.mask.flatten(0, 1))
         r = r.unflatten(0, (tasks, outputs))  # task output size
+        if self.names is not None:
+            r = r + self.names
         observed = batch.mask.any(-1)[..., None]
         return Embedding(r, masked_mean(r, observed, dim=1))
 

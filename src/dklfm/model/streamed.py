@@ -25,10 +25,9 @@ class StreamedDKLFM(DKLFM):
     method: ClassVar[str] = "dklfm_stream"
 
     def __init__(self, config: KernelRouteConfig, axes: int, outputs: int) -> None:
-        super().__init__(config, axes)
+        super().__init__(config, axes, outputs)
         assert isinstance(config.encoder, TransformerConfig)
         encoder, size = config.encoder, config.embedding
-        self.outputs, self.exchangeable = outputs, config.exchangeable
         self.smoother = Smoother((2,) * axes, config.lengthscale)
         self.encoder = TransformerEncoder(
             axes,
@@ -39,7 +38,6 @@ class StreamedDKLFM(DKLFM):
             encoder.frequencies,
             channels=8 + 2 * axes,
         )
-        self.names = None if config.exchangeable else nn.Parameter(0.1 * torch.randn(outputs, size))
         self.force = nn.Parameter(0.1 * torch.randn(size))
         layer = nn.TransformerEncoderLayer(
             size, encoder.heads, 4 * size, dropout=0.0, batch_first=True, norm_first=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from pathlib import Path
@@ -209,6 +210,26 @@ def test_divergence_ends_in_an_error_that_names_the_mend(
     with pytest.raises(DklfmError, match=r"lower (training\.)?learning_rate"):
         training.run(training_spec, tasks, tmp_path)
     assert not (tmp_path / MANIFEST).exists()
+
+
+def test_a_step_without_a_finite_gradient_is_left_out(
+    training_spec: Spec,
+    tasks: Tasks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, calls = DKLFM.loss, itertools.count()
+
+    def sometimes(self: DKLFM, *args: Any) -> torch.Tensor:
+        loss = whole(self, *args)
+        return loss * math.nan if next(calls) == 1 else loss
+
+    monkeypatch.setattr(DKLFM, "loss", sometimes)
+    weights = trained(training_spec, tasks, tmp_path)
+    assert not any(values.isnan().any() for values in weights.values())
+    assert np.isfinite(columns(tmp_path)["train_loss"]).all()
+    assert sum("left out" in record.msg for record in caplog.records) == 1
 
 
 def test_model_is_read_back_with_its_scale(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,16 @@ def test_tasks_that_were_not_simulated_have_no_stream(
 ) -> None:
     with pytest.raises(DataError, match="were not simulated, so there is no stream"):
         training.run(resolved(trained[0]), trained[1], tmp_path)
+
+
+def test_a_vast_deviation_does_not_drive_itself() -> None:
+    """Weighted by itself without a bound, it gave gradients that grow as its exponential."""
+    built, seen = model("operator").train(), batch()
+    assert isinstance(built, OperatorLFM)
+    torch.nn.init.constant_(built.head_force.network[-1].bias[1:2], 40.0)
+    truth = replace(seen, f=torch.zeros(seen.x.shape[:2]))
+    loss = built.loss(truth, seen)
+    loss.backward()
+    assert abs(loss.item()) < 1e3
+    norms = [p.grad.norm() for p in built.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm() < 1e3

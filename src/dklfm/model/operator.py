@@ -244,14 +244,15 @@ class OperatorLFM(ForceModel):
         A joint density of a force without noise judges its mean by the directions in which it
         hardly varies; errors are to be small at every point instead. Each point's density is
         weighted by its standard deviation (Seitzer et al. 2022), or what is hard to infer would
-        not be learnt. The weights of the joint density and of the outputs are constants here,
-        ``conditional_weight`` is not looked at.
+        not be learnt; by that of the prior at most, or one that is vast would drive itself. The
+        weights of the joint density and of the outputs are constants here, ``conditional_weight``
+        is not looked at.
         """
         assert batch.f is not None
         force, outputs, _ = self.laws(context, batch.x)
         error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
         marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
-        loss = (marginal * log_sd.detach().exp()).mean()
+        loss = (marginal * log_sd.detach().clamp_max(0).exp()).mean()
         output_density = _log_density(batch.y, outputs.mean, outputs.log_sd)
         loss = loss - self.config.output_weight * output_density.mean()
         correlation = force._replace(log_sd=torch.zeros_like(force.log_sd)).covariance()[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dklfm.config import TasksConfig, TrainingConfig, TrainSpec
-from dklfm.errors import DataError
+from dklfm.errors import DataError, DklfmError
 from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model
 from dklfm.simulate import parse_spec
 from dklfm.systems import System
@@ -89,11 +89,18 @@ class Trainer:
             loss = self.model.loss(*parts, config.conditional_weight)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-            self.optimiser.step()
-            self.averaged.update_parameters(self.model)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            if norm.isfinite():
+                self.optimiser.step()
+                self.averaged.update_parameters(self.model)
+                losses.append(loss.item())
+            else:
+                log.warning(
+                    "epoch %d: a step without a finite gradient is left out", self.epoch + 1
+                )
             self.schedule.step()
-            losses.append(loss.item())
+        if not losses:
+            raise DklfmError("training diverged: no gradient was finite; lower learning_rate")
         self.epoch += 1
         row: dict[str, float] = {
             "epoch": self.epoch,

@@ -210,8 +210,8 @@ def _beware(strangers: Sequence[Stranger], tasks: int) -> list[str]:
     """Which tasks are unlike the training, and in what."""
     shown, more = strangers[:_SHOWN], len(strangers) - _SHOWN
     rows = [
-        f"| {found.name} | {found.p_embedding:.1%} | {found.p_outputs:.1%} | {found.p_critic:.1%} |"
-        for found in shown
+        " | ".join(["", name.replace("|", "\\|"), *(f"{p:.1%}" for p in p_values), ""]).strip()
+        for name, *p_values in shown
     ]
     fits = min(found.p_outputs for found in strangers) > LEVEL
     return [

@@ -46,7 +46,7 @@ SPEC: dict[str, Any] = {
     "method": "dklfm_stream",
     "training": {
         "tasks": 64,
-        "epochs": 80,
+        "epochs": 110,
         "batch_size": 16,
         "learning_rate": 5e-3,
         "average": 0.9,

@@ -184,9 +184,11 @@ class FourierRegressorConfig(Section):
 class OperatorConfig(Section):
     """The amortised posterior: functions on a grid of ``nodes`` an axis; any mesh, missing values.
 
-    Observations come onto the grid by a Gaussian process of ``lengthscale``, a share of the domain.
+    Observations come onto the grid by a Gaussian process of ``lengthscale``, a share of the domain;
+    or, with ``modes``, by the best linear estimate in so many modes of the outputs, whose joint
+    law with the force is learnt from simulated tasks to second order.
     ``exchangeable`` outputs have one law and may be of any number; others are told apart by their
-    place. ``coordinates`` are those of the deep kernel of the residual.
+    place, which ``modes`` need. ``coordinates`` are those of the deep kernel of the residual.
     """
 
     name: Literal["operator"] = "operator"
@@ -197,9 +199,17 @@ class OperatorConfig(Section):
     heads: Size = 4
     frequencies: Size = 4
     coordinates: Size = 8
+    # Left out of what is resolved unless there are any: see LaterSwitch.
+    modes: Annotated[int, Field(ge=0, le=1024, exclude_if=lambda count: not count)] = 0
     exchangeable: bool = False
     output_weight: Annotated[float, Field(ge=0)] = 0.05
     joint_weight: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _modes_of_outputs_told_apart(self) -> Self:
+        if self.modes and self.exchangeable:
+            raise ValueError("modes are of outputs that are told apart: set exchangeable: false")
+        return self
 
 
 class TrainingConfig(Section):

@@ -22,6 +22,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dklfm.config import OperatorConfig
 from dklfm.model.base import ForceModel, Moments
@@ -30,7 +31,8 @@ from dklfm.model.encoders import masked_mean
 from dklfm.model.features import FourierFeatures
 from dklfm.model.gaussian import LogDensities, cholesky
 from dklfm.model.interpolation import spline_weights
-from dklfm.model.smoothing import LEAST_NOISE, Smoother, standardise
+from dklfm.model.linear import LinearLaw
+from dklfm.model.smoothing import LEAST_NOISE, Smoother, even_grid, standardise
 
 _DIAGONAL = 1e-3
 """Share of the residual's variance that is not smooth: keeps its covariance invertible."""
@@ -87,9 +89,11 @@ class Block(nn.Module):
         nodes = flat.shape[1]
         normed = self.norm(flat).flatten(0, 1)
         hidden = unseen.repeat_interleave(nodes, 0)
-        attended, _ = self.attention(
-            normed, normed, normed, key_padding_mask=hidden, need_weights=False
-        )
+        # Sequences of a few functions: the blocked kernels cost more than they save.
+        with sdpa_kernel(SDPBackend.MATH):
+            attended, _ = self.attention(
+                normed, normed, normed, key_padding_mask=hidden, need_weights=False
+            )
         mean = masked_mean(flat, ~unseen[:, None, :, None], 2)[:, :, None]
         flat = flat + attended.unflatten(0, (-1, nodes)) + self.summary(mean)
         flat = flat + self.overall(flat.mean(1, keepdim=True))
@@ -149,16 +153,20 @@ class OperatorLFM(ForceModel):
     """The model; see the module's docstring."""
 
     method: ClassVar[str] = "dklfm_stream"
+    grid: Tensor
 
     def __init__(self, config: OperatorConfig, axes: int, outputs: int) -> None:
         super().__init__()
         self.config, self.outputs, width = config, outputs, config.width
         self.exchangeable = config.exchangeable
         self.nodes = (config.nodes,) * axes
-        self.smoother = Smoother(self.nodes, config.lengthscale)
+        self.linear = LinearLaw(self.nodes, outputs, config.modes) if config.modes else None
+        if self.linear is None:
+            self.smoother = Smoother(self.nodes, config.lengthscale)
+        self.register_buffer("grid", even_grid(self.nodes).float(), persistent=False)
         self.position = FourierFeatures(axes, config.frequencies, 0.5, 4.0)
         self.lift = nn.Linear(8 + 4 * axes + self.position.size, width)
-        self.force = nn.Linear(self.position.size, width)
+        self.force = nn.Linear(self.position.size + (2 if self.linear else 0), width)
         self.names = (
             None if config.exchangeable else nn.Parameter(0.1 * torch.randn(outputs, width))
         )
@@ -179,22 +187,28 @@ class OperatorLFM(ForceModel):
         """
         self.require_outputs(context)
         mask = context.mask
-        relative, scale, location, noise = standardise(context)
-        found = self.smoother(context.x, relative, noise, mask)
+        position = self.position(self.grid)
+        force = position.expand(len(mask), 1, -1, -1)
+        if self.linear is not None:
+            found, guess, guess_sd, scale, noise = self.linear(context)
+            location = torch.zeros_like(scale)
+            about_force = torch.stack([guess, guess_sd.log()], -1).float()
+            force = torch.cat([force, about_force[:, None]], -1)
+        else:
+            relative, scale, location, noise = standardise(context)
+            found = self.smoother(context.x, relative, noise, mask)
         mean, log_sd = found.mean.float(), found.sd.float().log()
         slopes, curvatures = 0.1 * found.slopes.float(), 0.01 * found.curvatures.float()
         level = (masked_mean(noise, mask, -1)[..., None] + LEAST_NOISE**2).log()
         count = (1 + mask.sum(-1, keepdim=True)).float().log()
         own = [level, count, scale, scale.log(), location]
         channels = [mean, location + scale * mean, log_sd, *(c.expand_as(mean) for c in own)]
-        position = self.position(self.smoother.grid.float())
         described = [torch.stack(channels, -1), slopes, curvatures]
         described += [scale[..., None] * slopes, scale[..., None] * curvatures]
         lifted = self.lift(torch.cat([*described, position.expand(*mean.shape[:2], -1, -1)], -1))
         if self.names is not None:
             lifted = lifted + self.names[:, None]
-        force = self.force(position).expand(len(mean), 1, -1, -1)
-        values = torch.cat([force, lifted], 1).unflatten(2, self.nodes)
+        values = torch.cat([self.force(force), lifted], 1).unflatten(2, self.nodes)
         unseen = nn.functional.pad(~mask.any(-1), (1, 0), value=False)
         for block in self.blocks:
             values = block(values, unseen)

@@ -37,6 +37,12 @@ class Smoothed(NamedTuple):
     curvatures: Tensor  # task output node axis
 
 
+def even_grid(nodes: tuple[int, ...]) -> Tensor:
+    """``node x axis`` points of [0, 1], so many an axis, in row-major order; float64."""
+    lines = [torch.linspace(0, 1, n, dtype=torch.float64) for n in nodes]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, -2)
+
+
 class AxisFeatures(nn.Module):
     """Nyström features of exp(−(x − x')²/2ℓ²) on [0, 1], with derivatives."""
 
@@ -73,13 +79,11 @@ class Smoother(nn.Module):
         super().__init__()
         features = [AxisFeatures(lengthscale) for _ in nodes]
         self.axes = nn.ModuleList(features)
-        lines = [torch.linspace(0, 1, n, dtype=torch.float64) for n in nodes]
         shares = reduce(lambda a, b: (a[:, None] * b).flatten(), (f.share for f in features))
         # Products of weak features are weaker than what an axis leaves out.
         self.register_buffer("kept", torch.nonzero(shares > _KEPT)[:, 0], persistent=False)
-        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, -2)
-        self.register_buffer("grid", grid, persistent=False)
-        self.register_buffer("designs", self._all_designs(grid), persistent=False)
+        self.register_buffer("grid", even_grid(nodes), persistent=False)
+        self.register_buffer("designs", self._all_designs(self.grid), persistent=False)
 
     kept: Tensor
     grid: Tensor

@@ -8,6 +8,8 @@ from dklfm.systems.base import Array
 
 _SPACING = 1 / 4
 """Node distance in lengthscales: leaves a residual prior variance below 1e-10."""
+_TASKS_AT_ONCE = 8
+"""Their kernels fit a cache: several times as fast as all at once."""
 _CUTOFF = 1e-13
 """Eigenvalues below this share of the largest are rounding, not signal."""
 
@@ -67,4 +69,9 @@ def evaluate(weights: Array, nodes: Array, lengthscale: Array, x: Array) -> Arra
     Returns:
         ``task x point`` values.
     """
-    return np.einsum("tpn,tn->tp", rbf(x, nodes, lengthscale), weights)
+    values = np.empty((len(weights), x.shape[-1]))
+    for i in range(0, len(weights), _TASKS_AT_ONCE):
+        part = slice(i, i + _TASKS_AT_ONCE)
+        kernel = rbf(x if x.ndim == 1 else x[part], nodes, lengthscale[part])
+        values[part] = np.einsum("tpn,tn->tp", kernel, weights[part])
+    return values

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig
 from dklfm.errors import DataError
-from dklfm.model import Batch, OperatorLFM
+from dklfm.model import Batch, ForceModel, OperatorLFM
 from dklfm.simulate import assemble, simulate
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -22,6 +23,8 @@ Array = NDArray[np.float64]
 _LARGEST = 1e6
 _LOOK = 32
 """Tasks that are observed alike, when a trained model looks at tasks."""
+_LINEAR_TASKS = 2048
+"""That the linear law of force and outputs is learnt from."""
 _STREAM_STRIDE = 2**32
 """Between the indices of the first tasks of two seeds; stored tasks come before."""
 
@@ -44,6 +47,23 @@ class StreamTrainer(Trainer):
 
     def _first(self, tasks: Tasks) -> Tasks:
         return self._simulated(0)
+
+    def _new_model(self, axes: int) -> ForceModel:
+        model = super()._new_model(axes)
+        if isinstance(model, OperatorLFM) and model.linear is not None:
+            model.linear.learn(*self._truth_on_a_mesh(model.linear.fine[0]))
+        return model
+
+    def _truth_on_a_mesh(self, points: int) -> tuple[Tensor, Tensor]:
+        """Outputs and force, free of noise, of tasks that nothing else sees; points an axis."""
+        mesh = Mesh(spacing="regular", points=points)
+        changes = {"mesh": mesh, "query": 2, "force_noise": 0.0}
+        config = self.tasks_config.model_copy(update=changes)
+        # Midway between the tasks of the epochs and those that a trained model looks at.
+        first = (1 + self.spec.seed) * _STREAM_STRIDE + _STREAM_STRIDE // 2
+        indices = first + np.arange(_LINEAR_TASKS)
+        found = simulate(self.system, config, np.zeros(_LINEAR_TASKS, dtype=np.int8), indices)
+        return self.scale.values(found["h"]), self.scale.force(found["f_observed"])
 
     def _simulated(self, epoch: int) -> Tasks:
         config: TasksConfig = self.tasks_config

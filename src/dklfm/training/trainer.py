@@ -48,7 +48,7 @@ class Trainer:
         self.outputs = train["y"].shape[1]
         axes = len(self.scale.low)
         if start is None:
-            self.model = build_model(spec, axes=axes, outputs=self.outputs).to(device)
+            self.model = self._new_model(axes).to(device)
         else:
             self.model = start[0].to(device).train()
         average = get_ema_multi_avg_fn(spec.training.average)
@@ -125,6 +125,9 @@ class Trainer:
                 "and no truth to observe anew"
             )
         return parse_spec(self.simulation, "the tasks' own settings")
+
+    def _new_model(self, axes: int) -> ForceModel:
+        return build_model(self.spec, axes=axes, outputs=self.outputs)
 
     def _first(self, tasks: Tasks) -> Tasks:
         """The training tasks of the first epoch, which set the scale."""
@@ -273,4 +276,4 @@ def _optimiser(
         {"params": networks, "weight_decay": config.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate), rates
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True), rates

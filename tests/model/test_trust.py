@@ -28,7 +28,8 @@ def statistics(count: int, seed: int, shift: float = 0.0) -> Statistics:
 
 @pytest.fixture(scope="module")
 def trust() -> Trust:
-    return Trust.fit(statistics(3000, 0), statistics(3000, 1), statistics(3000, 2, shift=0.5), 0)
+    strangers = [statistics(3000, 2, shift=0.5), statistics(3000, 7)]
+    return Trust.fit(statistics(3000, 0), statistics(3000, 1), strangers, 0)
 
 
 def test_tasks_of_the_training_are_called_so(trust: Trust) -> None:
@@ -43,6 +44,12 @@ def test_strangers_are_known_by_the_critic_where_no_single_number_tells(trust: T
     found = trust.p_values(statistics(500, 4, shift=0.5))
     assert (found["p_critic"] < 0.04).mean() > 0.9
     assert unlike(found).mean() > 0.9
+
+
+def test_a_kind_that_cannot_be_told_takes_no_share_of_the_false_alarms(trust: Trust) -> None:
+    told, untold = trust.shares.tolist()
+    assert told > 0
+    assert untold == 0
 
 
 def test_what_the_critic_never_saw_is_known_by_its_distance(trust: Trust) -> None:

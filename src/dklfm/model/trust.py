@@ -2,17 +2,19 @@
 
 What a task looks like is its embedding, and how far its observations are from the outputs that were
 inferred. Three numbers say how strange that is: the Mahalanobis distance from simulated tasks (Lee
-et al. 2018), the mean squared residual, and the score of a critic, a small network that learnt to
-tell simulated tasks from tasks of other priors and from corrupted ones (outlier exposure, Hendrycks
-et al. 2019). All depend on how a task was observed: by how many points, of how many outputs, with
-how much noise. So each has the distribution that it has among simulated tasks observed alike.
+et al. 2018), the mean squared residual, and what a critic says, a small network that learnt to tell
+simulated tasks from strangers: tasks of other priors, and corrupted ones (outlier exposure,
+Hendrycks et al. 2019). It has a score for each kind of stranger, as one kind is hard to tell where
+another is easy; the easier a kind, the less of the false alarms its score may use. All depend on
+how a task was observed: by how many points, of how many outputs, with how much noise. So each has
+the distribution that it has among simulated tasks observed alike.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +35,7 @@ from dklfm.model.encoders import masked_mean
 FILE = "trust.safetensors"
 LEVEL = 0.05
 """Share of tasks like those of the training that are called unlike them."""
-_WEIGHTS = {"p_embedding": 0.2, "p_outputs": 0.2, "p_critic": 0.6}
+_WEIGHTS = {"p_embedding": 0.05, "p_outputs": 0.05, "p_critic": 0.9}
 """Of the numbers that a task is judged by."""
 P_VALUES = tuple(_WEIGHTS)
 _MOST = 0.9
@@ -42,6 +44,10 @@ _WIDTH = 128
 _FARTHEST = 10.0
 """Deviations of a feature beyond which the critic sees no difference."""
 _CRITIC_EPOCHS, _CRITIC_BATCH, _CRITIC_RATE, _CRITIC_DECAY = 10, 128, 3e-3, 0.1
+_FOUND, _LEAST_SHARE = 0.8, 0.1
+"""Share of a kind of strangers that should be found, and the least share of the false alarms."""
+_HELD_OUT = 4
+"""One in so many tasks is not for training the critic but for what it can tell."""
 _NEIGHBOURS = 1200
 """Simulated tasks that were observed most alike; two thirds give centre and covariance."""
 _LEAST_TASKS = 8
@@ -131,8 +137,10 @@ class Trust:
         features: ``task x size``, standardised, in half precision.
         centre, scale: ``size``, of the features.
         residual: ``task``.
-        score: ``task``, of the critic.
-        critic: from design and standardised features to how strange a task looks.
+        score: ``task x kind``, of the critic.
+        shares: ``kind``, of the false alarms; zero for kinds that cannot be told.
+        critic: from design and standardised features to how much a task looks like a stranger of
+            each kind.
     """
 
     design: Tensor
@@ -141,31 +149,40 @@ class Trust:
     scale: Tensor
     residual: Tensor
     score: Tensor
+    shares: Tensor
     critic: nn.Sequential
 
     @classmethod
-    def fit(cls, known: Statistics, alike: Statistics, strangers: Statistics, seed: int) -> Trust:
+    def fit(
+        cls, known: Statistics, alike: Statistics, strangers: Sequence[Statistics], seed: int
+    ) -> Trust:
         """From simulated tasks.
 
         Args:
             known: tasks of the training, which others will be compared with.
             alike: more of them, and
-            strangers: tasks that are not of the training, for the critic to tell apart.
+            strangers: tasks of each kind that is not of the training, for the critic to tell apart.
             seed: of the critic's weights.
         """
         centre, scale = known.features.mean(0), known.features.std(0) + 1e-6
-        looks = [_looks(s.design, (s.features - centre) / scale) for s in (alike, strangers)]
-        critic = _trained_critic(looks[0], looks[1], seed)
-        white = (known.features - centre) / scale
-        score = critic(_looks(known.design, white))[:, 0]
-        return cls(known.design, white.half(), centre, scale, known.residual, score, critic)
+
+        def looks(found: Statistics) -> Tensor:
+            return _looks(found.design, (found.features - centre) / scale)
+
+        of_alike, *of_strangers = (_held_out(looks(found)) for found in (alike, *strangers))
+        critic = _trained_critic(of_alike[0], [train for train, _ in of_strangers], seed)
+        usual = critic(of_alike[1])
+        shares = _shares(usual, [critic(held)[:, i] for i, (_, held) in enumerate(of_strangers)])
+        white = ((known.features - centre) / scale).half()
+        score = critic(looks(known))
+        return cls(known.design, white, centre, scale, known.residual, score, shares, critic)
 
     @torch.no_grad()
     def p_values(self, found: Statistics) -> dict[str, NDArray[np.float64]]:
         """How often simulated tasks look stranger, by each of P_VALUES."""
         found = Statistics(*(values.cpu().float() for values in found))
         white = (found.features - self.centre) / self.scale
-        score = self.critic(_looks(found.design, white))[:, 0]
+        score = self.critic(_looks(found.design, white))
         bins = (found.design / _BIN).round()
         results = torch.empty(len(white), len(P_VALUES), dtype=torch.float64)
         distinct, which = torch.unique(bins, dim=0, return_inverse=True)
@@ -204,15 +221,23 @@ class Trust:
 
         own = terms(found.design)
 
-        def of_one(known: Tensor, values: Tensor) -> Tensor:
+        def of_one(known: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             trend = torch.linalg.lstsq(about, known.double()[:, None]).solution[:, 0]
-            return _exceedance(known - about @ trend, values - own @ trend)
+            rest = known - about @ trend
+            return _exceedance(rest, rest), _exceedance(rest, values - own @ trend)
 
+        kinds = [i for i, share in enumerate(self.shares.tolist()) if share]
+        usual, of_critic = (
+            torch.stack([p / self.shares[i] for i, p in zip(kinds, of_kinds, strict=True)]).amin(0)
+            for of_kinds in zip(
+                *(of_one(self.score[near, i], score[:, i]) for i in kinds), strict=True
+            )
+        )
         return torch.stack(
             [
                 _exceedance(distance(known[held]), distance(white.double() - own @ slopes)),
-                of_one(self.residual[near], found.residual),
-                of_one(self.score[near], score),
+                of_one(self.residual[near], found.residual)[1],
+                _exceedance(-usual, -of_critic),
             ],
             -1,
         )
@@ -239,18 +264,19 @@ class Trust:
                 raise ModelError(f"{path} is damaged: it differs from {MANIFEST}; train it again")
             tensors = load_file(path)
             tasks, size = len(tensors["residual"].flatten()), len(tensors["centre"].flatten())
-            designs = tensors["design"].shape[-1]
+            designs, kinds = tensors["design"].shape[-1], len(tensors["shares"].flatten())
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise ModelError(f"{path} cannot be read ({error}); train it again") from None
         with torch.device("meta"):
-            weights = _critic(designs + size).state_dict()
+            weights = _critic(designs + size, kinds).state_dict()
         shapes = {
             "design": (tasks, designs),
             "features": (tasks, size),
             "centre": (size,),
             "scale": (size,),
             "residual": (tasks,),
-            "score": (tasks,),
+            "score": (tasks, kinds),
+            "shares": (kinds,),
             **{f"critic.{name}": tuple(value.shape) for name, value in weights.items()},
         }
         if set(tensors) != set(shapes):
@@ -264,18 +290,20 @@ class Trust:
                 raise ModelError(f"{path} is damaged: {name} is not finite; train it again")
         if tasks < _LEAST_TASKS or not (tensors["scale"] > 0).all():
             raise ModelError(f"{path} is damaged: it describes too few tasks; train it again")
-        critic = _critic(designs + size)
+        if not (tensors["shares"] >= 0).all() or not tensors["shares"].any():
+            raise ModelError(f"{path} is damaged: its critic knows no strangers; train it again")
+        critic = _critic(designs + size, kinds)
         critic.load_state_dict({name: tensors.pop(f"critic.{name}") for name in weights})
         return cls(**tensors, critic=critic.requires_grad_(False))
 
 
-def _critic(inputs: int) -> nn.Sequential:
+def _critic(inputs: int, kinds: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, _WIDTH),
         nn.SiLU(),
         nn.Linear(_WIDTH, _WIDTH // 2),
         nn.SiLU(),
-        nn.Linear(_WIDTH // 2, 1),
+        nn.Linear(_WIDTH // 2, kinds),
     )
 
 
@@ -284,28 +312,60 @@ def _looks(design: Tensor, white: Tensor) -> Tensor:
     return torch.cat([design, white.clamp(-_FARTHEST, _FARTHEST)], -1)
 
 
-def _trained_critic(alike: Tensor, strangers: Tensor, seed: int) -> nn.Sequential:
-    """By logistic regression, both kinds of the same weight."""
-    inputs = torch.cat([alike, strangers])
-    labels = torch.cat([torch.zeros(len(alike)), torch.ones(len(strangers))])
-    weight = torch.tensor(len(alike) / max(len(strangers), 1))
+def _held_out(looks: Tensor) -> tuple[Tensor, Tensor]:
+    """To train by, and to see what was learnt."""
+    held = torch.arange(len(looks)) % _HELD_OUT == 0
+    return looks[~held], looks[held]
+
+
+def _trained_critic(alike: Tensor, strangers: Sequence[Tensor], seed: int) -> nn.Sequential:
+    """By logistic regression of each kind apart from the tasks of the training, weighted alike."""
+    kinds = torch.arange(len(strangers))
+    inputs = torch.cat([alike, *strangers])
+    # Of no kind, or of which.
+    sizes = torch.tensor([len(some) for some in strangers])
+    kind = torch.cat([torch.full((len(alike),), -1), kinds.repeat_interleave(sizes)])
+    labels = (kind[:, None] == kinds).float()
+    weight = (kind[:, None] == -1) + labels * (len(alike) / sizes.clamp_min(1))
     steps = _CRITIC_EPOCHS * math.ceil(len(inputs) / _CRITIC_BATCH)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        critic = _critic(inputs.shape[-1])
+        critic = _critic(inputs.shape[-1], len(strangers))
         optimiser = torch.optim.AdamW(critic.parameters(), weight_decay=_CRITIC_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _CRITIC_RATE, total_steps=steps)
         for _ in range(_CRITIC_EPOCHS):
             for chosen in torch.randperm(len(inputs)).split(_CRITIC_BATCH):
-                found = critic(inputs[chosen])[:, 0]
                 loss = nn.functional.binary_cross_entropy_with_logits(
-                    found, labels[chosen], pos_weight=weight
+                    critic(inputs[chosen]), labels[chosen], weight[chosen]
                 )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
     return critic.requires_grad_(False)
+
+
+def _shares(alike: Tensor, strangers: Sequence[Tensor]) -> Tensor:
+    """Of the false alarms, for the score of each kind: what it costs to find _FOUND of the kind.
+
+    A kind that would cost more than LEVEL by itself has none, or it would hide the others.
+
+    Args:
+        alike: ``task x kind`` scores of tasks of the training.
+        strangers: of each kind, the scores of its own strangers.
+    """
+    costs = torch.stack(
+        [
+            (usual > own.quantile(1 - _FOUND)).float().mean()
+            for usual, own in zip(alike.mT, strangers, strict=True)
+        ]
+    )
+    told = costs <= LEVEL
+    if not told.any():
+        told = costs == costs.min()
+    costs = torch.where(told, costs.clamp_min(1e-6), 0.0)
+    shares = costs / costs.sum()
+    return torch.where(told, shares.clamp_min(_LEAST_SHARE), 0.0)
 
 
 def filled(batch: Batch, scale: Scale) -> Batch:

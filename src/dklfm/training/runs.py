@@ -93,7 +93,7 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
     count = min(max(trainer.seen, least), most)
     known = seen(trainer.contexts(count))
     alike = seen(trainer.contexts(2 * count, first=count))
-    strangers = seen(trainer.strangers(4 * count, first=3 * count))
+    strangers = [seen(kind) for kind in trainer.strangers(4 * count, first=3 * count)]
     return Trust.fit(known, alike, strangers, trainer.spec.seed)
 
 
@@ -212,5 +212,11 @@ def _resume(trainer: Trainer, folder: Path, identity: str) -> None:
     if metadata.get("identity") != identity:
         log.warning("the checkpoint %s is of other settings or tasks; training starts afresh", path)
         return
-    trainer.restore(tensors, json.loads(metadata["plain"]))
+    try:
+        trainer.restore(tensors, json.loads(metadata["plain"]))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise DklfmError(
+            f"the checkpoint {path} was written by another version of dklfm "
+            f"({str(error).splitlines()[-1].strip()}); remove it to train afresh"
+        ) from None
     log.info("resumed at epoch %d from %s", trainer.epoch, path)

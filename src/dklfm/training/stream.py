@@ -122,11 +122,10 @@ class StreamTrainer(Trainer):
             else:
                 yield self._augmented(truth, context)[1]
 
-    def strangers(self, count: int, first: int = 0) -> Iterator[Batch]:
-        """As many observations of what is not of the training's law.
+    def strangers(self, count: int, first: int = 0) -> Iterator[Iterator[Batch]]:
+        """As many observations of what is not of the training's law, kind by kind.
 
-        Of every prior as often, and of all corruptions together, which are easier to see, as often
-        as of a prior.
+        Each other prior is a kind, and all corruptions together, which are easier to see.
 
         Args:
             count: of tasks; of each kind they are rounded to whole batches.
@@ -135,10 +134,12 @@ class StreamTrainer(Trainer):
         others = self.system.strangers()
         each = _whole(count / (1 + len(others)))
         for other in others:
-            yield from self.contexts(each, first, other)
-        some = _whole(each / len(CORRUPTIONS))
+            yield self.contexts(each, first, other)
+        yield self._corrupted(_whole(each / len(CORRUPTIONS)), first + each)
+
+    def _corrupted(self, each: int, first: int) -> Iterator[Batch]:
         for i, corruption in enumerate(CORRUPTIONS):
-            for context in self.contexts(some, first + each + i * some):
+            for context in self.contexts(each, first + i * each):
                 if corruption is not mixed or context.y.shape[1] > 1:
                     yield corruption(context, self.generator)
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dklfm import training
 from dklfm.artifacts import MANIFEST, read_json
@@ -133,6 +135,21 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(
     found = trained(training_spec, tasks, tmp_path)
     assert "cannot be read" in caplog.text
     assert_identical(found, load_model(model_folder)[0].state_dict())
+
+
+def test_checkpoint_of_another_version_is_refused_and_kept(
+    training_spec: Spec, tasks: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(training_spec, tasks, tmp_path, 1, monkeypatch)
+    path = tmp_path / "partial" / "state.safetensors"
+    with safe_open(path, "pt") as handle:
+        metadata = handle.metadata()
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no mapping
+    tensors["model.forgotten"] = torch.zeros(1)
+    save_file(tensors, path, metadata)
+    with pytest.raises(DklfmError, match=r"another version of dklfm .*forgotten.*; remove it"):
+        trained(training_spec, tasks, tmp_path)
+    assert path.exists()
 
 
 def test_loss_falls(training_spec: Spec, tasks: Tasks, tmp_path: Path) -> None:

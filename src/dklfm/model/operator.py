@@ -3,11 +3,12 @@
     f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
 
 Mean and kernel are read from functions on one grid. The observations of each output come onto it
-by GP smoothing, so that any mesh, missing values and noise levels are taken; the force is one more
-function there. Blocks of a network mix nodes along each axis, and functions at each node. Between
-nodes everything is interpolated; there a deep kernel of what was read gives the covariance. The
-mean is what a network makes of the force's function, plus values and derivatives of the smoothed
-outputs with coefficients that depend on all: an equation is close to linear in these.
+by GP smoothing, or by the best linear estimate in the system's own law, so that any mesh, missing
+values and noise levels are taken; the force is one more function there. Blocks of a network mix
+nodes along each axis, and functions at each node. Between nodes everything is interpolated; there a
+deep kernel of what was read gives the covariance. The mean is what a network makes of the force's
+function, plus values and derivatives of the smoothed outputs with coefficients that depend on all:
+an equation is close to linear in these.
 
 Unlike the DKLFM of the paper, whose force mean sees a pooled embedding and whose kernel must carry
 what is particular to a task, the mean here sees the observations themselves, and the kernel is that
@@ -32,7 +33,7 @@ from dklfm.model.features import FourierFeatures
 from dklfm.model.gaussian import LogDensities, cholesky
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.linear import LinearLaw
-from dklfm.model.smoothing import LEAST_NOISE, Smoother, even_grid, standardise
+from dklfm.model.smoothing import LEAST_NOISE, Smoothed, Smoother, even_grid, standardise
 
 _DIAGONAL = 1e-3
 """Share of the residual's variance that is not smooth: keeps its covariance invertible."""
@@ -149,6 +150,19 @@ class Laws(NamedTuple):
     embedding: Float[Tensor, "task size"]
 
 
+class Seen(NamedTuple):
+    """Observations on the grid: outputs as ``location + scale · value``, and a guess at the force.
+
+    ``noise`` is the variance of the observations in units of ``scale``.
+    """
+
+    outputs: Smoothed
+    scale: Float[Tensor, "task output 1"]
+    location: Float[Tensor, "task output 1"]
+    noise: Float[Tensor, "task output point"]
+    force: Float[Tensor, "task 1 node size"] | None
+
+
 class OperatorLFM(ForceModel):
     """The model; see the module's docstring."""
 
@@ -179,6 +193,15 @@ class OperatorLFM(ForceModel):
             nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, 1 + 2 * axes)
         )
 
+    def _seen(self, context: Batch) -> Seen:
+        if self.linear is None:
+            relative, scale, location, noise = standardise(context)
+            found = self.smoother(context.x, relative, noise, context.mask)
+            return Seen(found, scale, location, noise, None)
+        found, force, force_sd, scale, noise = self.linear(context)
+        guess = torch.stack([force, force_sd.log()], -1).float()[:, None]
+        return Seen(found, scale, torch.zeros_like(scale), noise, guess)
+
     def laws(self, context: Batch, x: Tensor) -> Laws:
         """Of the force and of the outputs at ``task x query x axis`` points, given observations.
 
@@ -187,28 +210,23 @@ class OperatorLFM(ForceModel):
         """
         self.require_outputs(context)
         mask = context.mask
-        position = self.position(self.grid)
-        force = position.expand(len(mask), 1, -1, -1)
-        if self.linear is not None:
-            found, guess, guess_sd, scale, noise = self.linear(context)
-            location = torch.zeros_like(scale)
-            about_force = torch.stack([guess, guess_sd.log()], -1).float()
-            force = torch.cat([force, about_force[:, None]], -1)
-        else:
-            relative, scale, location, noise = standardise(context)
-            found = self.smoother(context.x, relative, noise, mask)
+        found, scale, location, noise, guess = self._seen(context)
         mean, log_sd = found.mean.float(), found.sd.float().log()
         slopes, curvatures = 0.1 * found.slopes.float(), 0.01 * found.curvatures.float()
         level = (masked_mean(noise, mask, -1)[..., None] + LEAST_NOISE**2).log()
         count = (1 + mask.sum(-1, keepdim=True)).float().log()
         own = [level, count, scale, scale.log(), location]
         channels = [mean, location + scale * mean, log_sd, *(c.expand_as(mean) for c in own)]
+        position = self.position(self.grid)
         described = [torch.stack(channels, -1), slopes, curvatures]
         described += [scale[..., None] * slopes, scale[..., None] * curvatures]
         lifted = self.lift(torch.cat([*described, position.expand(*mean.shape[:2], -1, -1)], -1))
         if self.names is not None:
             lifted = lifted + self.names[:, None]
-        values = torch.cat([self.force(force), lifted], 1).unflatten(2, self.nodes)
+        of_force = position.expand(len(mask), 1, -1, -1)
+        if guess is not None:
+            of_force = torch.cat([of_force, guess], -1)
+        values = torch.cat([self.force(of_force), lifted], 1).unflatten(2, self.nodes)
         unseen = nn.functional.pad(~mask.any(-1), (1, 0), value=False)
         for block in self.blocks:
             values = block(values, unseen)
@@ -223,14 +241,14 @@ class OperatorLFM(ForceModel):
         read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
         free, *residual = self.head_force(inputs[:, :1], x)
         seen = mask.any(-1)[..., None]
-        of_force = Law(free + masked_mean(read, seen, 1)[:, None], *residual)
+        force = Law(free + masked_mean(read, seen, 1)[:, None], *residual)
         shift, log_ratio, coordinates = self.head_outputs(inputs[:, 1:], x)
         of_outputs = Law(
             location + scale * (smooth[0] + smooth[1].exp() * shift),
             scale.log() + smooth[1] + log_ratio,
             coordinates,
         )
-        return Laws(of_force, of_outputs, embedding)
+        return Laws(force, of_outputs, embedding)
 
     def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
         """Marginal densities of the true force and outputs at their points, given observations.

@@ -45,7 +45,7 @@ def measure(name: str, points: int) -> None:
     """Infer once, and print what it took."""
     torch.manual_seed(0)
     model = (
-        OperatorLFM(OperatorConfig(nodes=16, lengthscale=0.15, layers=3), axes=2, outputs=1)
+        OperatorLFM(OperatorConfig(nodes=16, layers=3, modes=256), axes=2, outputs=1)
         if name == "dklfm_stream"
         else DKLFM(ModelConfig(embedding=96, kernel=KernelConfig(amplitudes=32)), axes=2)
     )

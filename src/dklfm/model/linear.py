@@ -64,7 +64,9 @@ class LinearLaw(nn.Module):
             "force_rest": (size,),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
+        # Nothing learnt: the force is what the scale of the model says.
         nn.init.ones_(self.scale)
+        nn.init.ones_(self.force_rest)
 
     grid: Tensor
     scale: Tensor

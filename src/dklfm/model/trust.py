@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,8 @@ _HELD_OUT = 4
 """One in so many tasks is not for training the critic but for what it can tell."""
 _NEIGHBOURS = 1200
 """Simulated tasks that were observed most alike; two thirds give centre and covariance."""
+_REMEMBERED = 128
+"""Designs whose neighbours are kept: some 200 kB each."""
 _LEAST_TASKS = 8
 _BIN = 0.25
 """Observations that differ by less, in logarithms, are compared with the same tasks."""
@@ -128,6 +131,34 @@ def _log(values: Tensor) -> Tensor:
     return values.double().clamp_min(1e-12).log()
 
 
+class _Alike(NamedTuple):
+    """Simulated tasks of one design: trends over what is left of the design, and what is usual.
+
+    The numbers are the residual and the critic's scores; all that is usual is sorted.
+    """
+
+    slopes: Tensor  # term feature
+    root: Tensor  # feature feature
+    distances: Tensor  # task 1
+    trends: Tensor  # term number
+    numbers: Tensor  # task number
+    strangeness: Tensor  # task, of the critic
+
+    def p_values(self, own: Tensor, features: Tensor, numbers: Tensor, shares: Tensor) -> Tensor:
+        """``task x 3``, of tasks with so much left of the design."""
+        distances = _distance(self.root, features - own @ self.slopes)
+        found = _exceedance(self.numbers, numbers - own @ self.trends)
+        strangeness = -_least(found[:, 1:], shares)
+        return torch.cat(
+            [
+                _exceedance(self.distances, distances[:, None]),
+                found[:, :1],
+                _exceedance(self.strangeness[:, None], strangeness[:, None]),
+            ],
+            -1,
+        )
+
+
 @dataclass(frozen=True)
 class Trust:
     """What simulated tasks of a model look like, however they were observed.
@@ -187,27 +218,25 @@ class Trust:
         results = torch.empty(len(white), len(P_VALUES), dtype=torch.float64)
         distinct, which = torch.unique(bins, dim=0, return_inverse=True)
         for group, design in enumerate(distinct):
-            chosen = which == group
-            some = Statistics(*(values[chosen] for values in found))
-            results[chosen] = self._among_alike(_BIN * design, white[chosen], some, score[chosen])
+            some = which == group
+            about = self._alike(tuple(design.tolist()))
+            own = self._terms(found.design[some], _BIN * design)
+            numbers = torch.cat([found.residual[some, None], score[some]], -1).double()
+            results[some] = about.p_values(own, white[some].double(), numbers, self.shares)
         return dict(zip(P_VALUES, results.numpy().T, strict=True))
 
-    def _among_alike(
-        self, design: Tensor, white: Tensor, found: Statistics, score: Tensor
-    ) -> Tensor:
-        """The p-values of tasks of one design, ``task x 3``."""
-        spread = self.design.std(0).clamp_min(1e-6)
-        apart = ((self.design - design) / spread).square().sum(-1)
+    @cached_property
+    def _alike(self) -> Callable[[tuple[float, ...]], _Alike]:
+        """What tasks look like that were observed so, by the numbers of a bin of designs."""
+        return lru_cache(maxsize=_REMEMBERED)(self._observed_alike)
+
+    def _observed_alike(self, bins: tuple[float, ...]) -> _Alike:
+        design = _BIN * torch.tensor(bins)
+        apart = ((self.design - design) / self._spread).square().sum(-1)
         near = apart.topk(min(_NEIGHBOURS, len(apart)), largest=False).indices.sort().values
         known = self.features[near].double()
         held = torch.arange(len(near)) % 3 == 0
-
-        def terms(designs: Tensor) -> Tensor:
-            """What is left of the design's influence is linear."""
-            away = ((designs - design) / spread).double()
-            return torch.cat([torch.ones(len(away), 1).to(away), away], -1)
-
-        about = terms(self.design[near])
+        about = self._terms(self.design[near], design)
         slopes = torch.linalg.lstsq(about[~held], known[~held]).solution
         known = known - about @ slopes
         covariance = torch.cov(known[~held].T)
@@ -215,36 +244,29 @@ class Trust:
             _SHRINKAGE * covariance.diagonal() + 1e-9
         )
         root = torch.linalg.cholesky(covariance)
-
-        def distance(values: Tensor) -> Tensor:
-            return torch.linalg.solve_triangular(root, values.mT, upper=False).square().sum(0)
-
-        own = terms(found.design)
-
-        def of_one(known: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            trend = torch.linalg.lstsq(about, known.double()[:, None]).solution[:, 0]
-            rest = known - about @ trend
-            return _exceedance(rest, rest), _exceedance(rest, values - own @ trend)
-
-        kinds = [i for i, share in enumerate(self.shares.tolist()) if share]
-        usual, of_critic = (
-            torch.stack([p / self.shares[i] for i, p in zip(kinds, of_kinds, strict=True)]).amin(0)
-            for of_kinds in zip(
-                *(of_one(self.score[near, i], score[:, i]) for i in kinds), strict=True
-            )
+        numbers = torch.cat([self.residual[near, None], self.score[near]], -1).double()
+        trends = torch.linalg.lstsq(about, numbers).solution
+        rests = numbers - about @ trends
+        ranked = rests.sort(0).values
+        usual = _least(_exceedance(ranked, rests)[:, 1:], self.shares)
+        distances = _distance(root, known[held])
+        return _Alike(
+            slopes, root, distances.sort().values[:, None], trends, ranked, (-usual).sort().values
         )
-        return torch.stack(
-            [
-                _exceedance(distance(known[held]), distance(white.double() - own @ slopes)),
-                of_one(self.residual[near], found.residual)[1],
-                _exceedance(-usual, -of_critic),
-            ],
-            -1,
-        )
+
+    @property
+    def _spread(self) -> Tensor:
+        return self.design.std(0).clamp_min(1e-6)
+
+    def _terms(self, designs: Tensor, design: Tensor) -> Tensor:
+        """What is left of the design's influence among tasks observed alike is linear."""
+        away = ((designs - design) / self._spread).double()
+        return torch.cat([torch.ones(len(away), 1).to(away), away], -1)
 
     def save(self, folder: Path) -> str:
         """Write the file beside a model's weights, and return its digest."""
-        tensors = {k: v.contiguous() for k, v in vars(self).items() if k != "critic"}
+        names = (field.name for field in fields(self) if field.name != "critic")
+        tensors = {name: getattr(self, name).contiguous() for name in names}
         tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
         write_tensors(folder / FILE, tensors)
         return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
@@ -394,7 +416,18 @@ def unlike(p_values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
     return 0.5 - np.arctan(np.sum(weighted, axis=0)) / np.pi < LEVEL
 
 
-def _exceedance(known: Tensor, values: Tensor) -> Tensor:
-    ranked = known.sort().values
-    below = torch.searchsorted(ranked, values.contiguous())
+def _distance(root: Tensor, values: Tensor) -> Tensor:
+    """Squared Mahalanobis distance of each row from zero."""
+    return torch.linalg.solve_triangular(root, values.mT, upper=False).square().sum(0)
+
+
+def _least(p_values: Tensor, shares: Tensor) -> Tensor:
+    """The smallest p-value of a task's kinds, each as many times its share."""
+    told = shares > 0
+    return (p_values[:, told] / shares[told]).amin(1)
+
+
+def _exceedance(ranked: Tensor, values: Tensor) -> Tensor:
+    """How often sorted numbers are as large, column by column."""
+    below = torch.searchsorted(ranked.mT.contiguous(), values.mT.contiguous()).mT
     return (1 + len(ranked) - below).double() / (1 + len(ranked))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dklfm.errors import DataError
 from dklfm.methods import Posterior
-from dklfm.model.trust import LEVEL, P_VALUES, unlike
+from dklfm.model.critic import LEVEL
+from dklfm.model.trust import P_VALUES, unlike
 from dklfm.systems import System
 from dklfm.tasks import Tasks
 

@@ -13,7 +13,6 @@ the distribution that it has among simulated tasks observed alike.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -31,24 +30,15 @@ from dklfm.artifacts import MANIFEST, write_tensors
 from dklfm.errors import ModelError
 from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch, Scale
+from dklfm.model.critic import LEVEL, alarm_shares, held_out, looks, new_critic, trained_critic
 from dklfm.model.encoders import masked_mean
 
 FILE = "trust.safetensors"
-LEVEL = 0.05
-"""Share of tasks like those of the training that are called unlike them."""
 _WEIGHTS = {"p_embedding": 0.05, "p_outputs": 0.05, "p_critic": 0.9}
 """Of the numbers that a task is judged by."""
 P_VALUES = tuple(_WEIGHTS)
 _MOST = 0.9
 """Of a p-value that is combined: one that is near 1 does not make up for a small one."""
-_WIDTH = 128
-_FARTHEST = 10.0
-"""Deviations of a feature beyond which the critic sees no difference."""
-_CRITIC_EPOCHS, _CRITIC_BATCH, _CRITIC_RATE, _CRITIC_DECAY = 10, 128, 3e-3, 0.1
-_FOUND, _LEAST_SHARE = 0.8, 0.1
-"""Share of a kind of strangers that should be found, and the least share of the false alarms."""
-_HELD_OUT = 4
-"""One in so many tasks is not for training the critic but for what it can tell."""
 _NEIGHBOURS = 1200
 """Simulated tasks that were observed most alike; two thirds give centre and covariance."""
 _REMEMBERED = 128
@@ -197,15 +187,17 @@ class Trust:
         """
         centre, scale = known.features.mean(0), known.features.std(0) + 1e-6
 
-        def looks(found: Statistics) -> Tensor:
-            return _looks(found.design, (found.features - centre) / scale)
+        def seen(found: Statistics) -> Tensor:
+            return looks(found.design, (found.features - centre) / scale)
 
-        of_alike, *of_strangers = (_held_out(looks(found)) for found in (alike, *strangers))
-        critic = _trained_critic(of_alike[0], [train for train, _ in of_strangers], seed)
+        of_alike, *of_strangers = (held_out(seen(found)) for found in (alike, *strangers))
+        critic = trained_critic(of_alike[0], [train for train, _ in of_strangers], seed)
         usual = critic(of_alike[1])
-        shares = _shares(usual, [critic(held)[:, i] for i, (_, held) in enumerate(of_strangers)])
+        shares = alarm_shares(
+            usual, [critic(held)[:, i] for i, (_, held) in enumerate(of_strangers)]
+        )
         white = ((known.features - centre) / scale).half()
-        score = critic(looks(known))
+        score = critic(seen(known))
         return cls(known.design, white, centre, scale, known.residual, score, shares, critic)
 
     @torch.no_grad()
@@ -213,7 +205,7 @@ class Trust:
         """How often simulated tasks look stranger, by each of P_VALUES."""
         found = Statistics(*(values.cpu().float() for values in found))
         white = (found.features - self.centre) / self.scale
-        score = self.critic(_looks(found.design, white))
+        score = self.critic(looks(found.design, white))
         bins = (found.design / _BIN).round()
         results = torch.empty(len(white), len(P_VALUES), dtype=torch.float64)
         distinct, which = torch.unique(bins, dim=0, return_inverse=True)
@@ -290,7 +282,7 @@ class Trust:
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise ModelError(f"{path} cannot be read ({error}); train it again") from None
         with torch.device("meta"):
-            weights = _critic(designs + size, kinds).state_dict()
+            weights = new_critic(designs + size, kinds).state_dict()
         shapes = {
             "design": (tasks, designs),
             "features": (tasks, size),
@@ -314,80 +306,9 @@ class Trust:
             raise ModelError(f"{path} is damaged: it describes too few tasks; train it again")
         if not (tensors["shares"] >= 0).all() or not tensors["shares"].any():
             raise ModelError(f"{path} is damaged: its critic knows no strangers; train it again")
-        critic = _critic(designs + size, kinds)
+        critic = new_critic(designs + size, kinds)
         critic.load_state_dict({name: tensors.pop(f"critic.{name}") for name in weights})
         return cls(**tensors, critic=critic.requires_grad_(False))
-
-
-def _critic(inputs: int, kinds: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, _WIDTH),
-        nn.SiLU(),
-        nn.Linear(_WIDTH, _WIDTH // 2),
-        nn.SiLU(),
-        nn.Linear(_WIDTH // 2, kinds),
-    )
-
-
-def _looks(design: Tensor, white: Tensor) -> Tensor:
-    """What the critic sees."""
-    return torch.cat([design, white.clamp(-_FARTHEST, _FARTHEST)], -1)
-
-
-def _held_out(looks: Tensor) -> tuple[Tensor, Tensor]:
-    """To train by, and to see what was learnt."""
-    held = torch.arange(len(looks)) % _HELD_OUT == 0
-    return looks[~held], looks[held]
-
-
-def _trained_critic(alike: Tensor, strangers: Sequence[Tensor], seed: int) -> nn.Sequential:
-    """By logistic regression of each kind apart from the tasks of the training, weighted alike."""
-    kinds = torch.arange(len(strangers))
-    inputs = torch.cat([alike, *strangers])
-    # Of no kind, or of which.
-    sizes = torch.tensor([len(some) for some in strangers])
-    kind = torch.cat([torch.full((len(alike),), -1), kinds.repeat_interleave(sizes)])
-    labels = (kind[:, None] == kinds).float()
-    weight = (kind[:, None] == -1) + labels * (len(alike) / sizes.clamp_min(1))
-    steps = _CRITIC_EPOCHS * math.ceil(len(inputs) / _CRITIC_BATCH)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        critic = _critic(inputs.shape[-1], len(strangers))
-        optimiser = torch.optim.AdamW(critic.parameters(), weight_decay=_CRITIC_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _CRITIC_RATE, total_steps=steps)
-        for _ in range(_CRITIC_EPOCHS):
-            for chosen in torch.randperm(len(inputs)).split(_CRITIC_BATCH):
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    critic(inputs[chosen]), labels[chosen], weight[chosen]
-                )
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-    return critic.requires_grad_(False)
-
-
-def _shares(alike: Tensor, strangers: Sequence[Tensor]) -> Tensor:
-    """Of the false alarms, for the score of each kind: what it costs to find _FOUND of the kind.
-
-    A kind that would cost more than LEVEL by itself has none, or it would hide the others.
-
-    Args:
-        alike: ``task x kind`` scores of tasks of the training.
-        strangers: of each kind, the scores of its own strangers.
-    """
-    costs = torch.stack(
-        [
-            (usual > own.quantile(1 - _FOUND)).float().mean()
-            for usual, own in zip(alike.mT, strangers, strict=True)
-        ]
-    )
-    told = costs <= LEVEL
-    if not told.any():
-        told = costs == costs.min()
-    costs = torch.where(told, costs.clamp_min(1e-6), 0.0)
-    shares = costs / costs.sum()
-    return torch.where(told, shares.clamp_min(_LEAST_SHARE), 0.0)
 
 
 def filled(batch: Batch, scale: Scale) -> Batch:

@@ -93,7 +93,9 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
     count = min(max(trainer.seen, least), most)
     known = seen(trainer.contexts(count))
     alike = seen(trainer.contexts(2 * count, first=count))
-    strangers = [seen(kind) for kind in trainer.strangers(4 * count, first=3 * count)]
+    # Of some kind there may be none that has a solution.
+    kinds = map(list, trainer.strangers(4 * count, first=3 * count))
+    strangers = [seen(contexts) for contexts in kinds if contexts]
     return Trust.fit(known, alike, strangers, trainer.spec.seed)
 
 

@@ -34,7 +34,7 @@ from dklfm.model.critic import LEVEL, alarm_shares, held_out, looks, new_critic,
 from dklfm.model.encoders import masked_mean
 
 FILE = "trust.safetensors"
-_WEIGHTS = {"p_embedding": 0.05, "p_outputs": 0.05, "p_critic": 0.9}
+_WEIGHTS = {"p_embedding": 0.2, "p_outputs": 0.2, "p_critic": 0.6}
 """Of the numbers that a task is judged by."""
 P_VALUES = tuple(_WEIGHTS)
 _MOST = 0.9

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STAGE_VERSIONS = {"fit": 1, "tasks": 1, "model": 1, "posterior": 3, "scores": 2, "figure": 1}
+STAGE_VERSIONS = {"fit": 1, "tasks": 1, "model": 2, "posterior": 3, "scores": 2, "figure": 1}
 """Bumped by hand when a stage's code changes what the same settings produce."""
 
 

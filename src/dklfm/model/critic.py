@@ -36,10 +36,10 @@ def looks(design: Tensor, white: Tensor) -> Tensor:
     return torch.cat([design, white.clamp(-_FARTHEST, _FARTHEST)], -1)
 
 
-def held_out(looks: Tensor) -> tuple[Tensor, Tensor]:
+def held_out(seen: Tensor) -> tuple[Tensor, Tensor]:
     """To train by, and to see what was learnt."""
-    held = torch.arange(len(looks)) % _HELD_OUT == 0
-    return looks[~held], looks[held]
+    held = torch.arange(len(seen)) % _HELD_OUT == 0
+    return seen[~held], seen[held]
 
 
 def trained_critic(alike: Tensor, strangers: Sequence[Tensor], seed: int) -> nn.Sequential:

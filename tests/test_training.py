@@ -81,16 +81,19 @@ def test_another_seed_gives_other_weights(
     assert not torch.equal(other["encoder.lift.weight"], expected["encoder.lift.weight"])
 
 
-@pytest.mark.parametrize(("epochs", "reobserve"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("epochs", "other"),
+    [(1, {}), (3, {}), (3, {"reobserve": True}), (3, {"optimiser": "soap"})],
+)
 def test_resumed_training_is_identical_to_an_undisturbed_one(
     training_spec: Spec,
     tasks: Tasks,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     epochs: int,
-    reobserve: bool,
+    other: Spec,
 ) -> None:
-    training_spec["training"] |= {"epochs": 5, "validate_every": 2, "reobserve": reobserve}
+    training_spec["training"] |= {"epochs": 5, "validate_every": 2, **other}
     expected = trained(training_spec, tasks, tmp_path / "whole")
 
     folder = tmp_path / "resumed"

@@ -185,7 +185,7 @@ class OperatorConfig(Section):
     """The amortised posterior: functions on a grid of ``nodes`` an axis; any mesh, missing values.
 
     Observations come onto the grid by a Gaussian process of ``lengthscale``, a share of the domain;
-    or, with ``modes``, by the best linear estimate in so many modes of the outputs, whose joint
+    with ``modes`` also by the best linear estimate in so many modes of the outputs, whose joint
     law with the force is learnt from simulated tasks to second order.
     ``exchangeable`` outputs have one law and may be of any number; others are told apart by their
     place, which ``modes`` need. ``coordinates`` are those of the deep kernel of the residual.
@@ -213,7 +213,7 @@ class OperatorConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Optimisation of the marginal likelihood (Eq. 4) by AdamW under a one-cycle rate.
+    """Optimisation of the marginal likelihood (Eq. 4) by ``optimiser`` under a one-cycle rate.
 
     Each step sees a random subset of ``least_points`` to ``most_points`` points (all, if the first
     is null; without an upper bound, if the second is) and of at least ``least_outputs`` outputs.
@@ -228,6 +228,10 @@ class TrainingConfig(Section):
 
     epochs: PositiveInt = 200
     batch_size: PositiveInt = 32
+    # Left out of what is resolved unless it is another: see LaterSwitch.
+    optimiser: Annotated[
+        Literal["adamw", "soap"], Field(exclude_if=lambda chosen: chosen == "adamw")
+    ] = "adamw"
     learning_rate: PositiveFloat = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_norm: PositiveFloat = 1.0

@@ -3,7 +3,7 @@
     f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
 
 Mean and kernel are read from functions on one grid. The observations of each output come onto it
-by GP smoothing, or by the best linear estimate in the system's own law, so that any mesh, missing
+by GP smoothing, and by the best linear estimate in the system's own law, so that any mesh, missing
 values and noise levels are taken; the force is one more function there. Blocks of a network mix
 nodes along each axis, and functions at each node. Between nodes everything is interpolated; there a
 deep kernel of what was read gives the covariance. The mean is what a network makes of the force's
@@ -151,7 +151,7 @@ class Laws(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Observations on the grid: outputs as ``location + scale · value``, and a guess at the force.
+    """Observations on the grid: outputs as ``location + scale · value``.
 
     ``noise`` is the variance of the observations in units of ``scale``.
     """
@@ -160,7 +160,25 @@ class Seen(NamedTuple):
     scale: Float[Tensor, "task output 1"]
     location: Float[Tensor, "task output 1"]
     noise: Float[Tensor, "task output point"]
-    force: Float[Tensor, "task 1 node size"] | None
+
+    def terms(self) -> Float[Tensor, "task output node size"]:
+        """Values, slopes and curvatures, of one order."""
+        found = self.outputs
+        parts = [found.mean[..., None], 0.1 * found.slopes, 0.01 * found.curvatures]
+        return torch.cat(parts, -1).float()
+
+    def described(self, mask: Tensor) -> Float[Tensor, "task output node size"]:
+        """What a network is shown, given where there are observations."""
+        terms, scale, location = self.terms(), self.scale, self.location
+        mean, log_sd = terms[..., 0], self.outputs.sd.float().log()
+        level = (masked_mean(self.noise, mask, -1)[..., None] + LEAST_NOISE**2).log()
+        count = (1 + mask.sum(-1, keepdim=True)).float().log()
+        own = [level, count, scale, scale.log(), location]
+        channels = [mean, location + scale * mean, log_sd, *(c.expand_as(mean) for c in own)]
+        derivatives = terms[..., 1:]
+        return torch.cat(
+            [torch.stack(channels, -1), derivatives, scale[..., None] * derivatives], -1
+        )
 
 
 class OperatorLFM(ForceModel):
@@ -174,12 +192,12 @@ class OperatorLFM(ForceModel):
         self.config, self.outputs, width = config, outputs, config.width
         self.exchangeable = config.exchangeable
         self.nodes = (config.nodes,) * axes
+        self.smoother = Smoother(self.nodes, config.lengthscale)
         self.linear = LinearLaw(self.nodes, outputs, config.modes) if config.modes else None
-        if self.linear is None:
-            self.smoother = Smoother(self.nodes, config.lengthscale)
+        smoothings = 2 if self.linear else 1
         self.register_buffer("grid", even_grid(self.nodes).float(), persistent=False)
         self.position = FourierFeatures(axes, config.frequencies, 0.5, 4.0)
-        self.lift = nn.Linear(8 + 4 * axes + self.position.size, width)
+        self.lift = nn.Linear(smoothings * (8 + 4 * axes) + self.position.size, width)
         self.force = nn.Linear(self.position.size + (2 if self.linear else 0), width)
         self.names = (
             None if config.exchangeable else nn.Parameter(0.1 * torch.randn(outputs, width))
@@ -190,17 +208,19 @@ class OperatorLFM(ForceModel):
         sizes = width + self.position.size, width, config.coordinates, axes
         self.head_force, self.head_outputs = Head(*sizes), Head(*sizes)
         self.coefficients = nn.Sequential(
-            nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, 1 + 2 * axes)
+            nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, smoothings * (1 + 2 * axes))
         )
 
-    def _seen(self, context: Batch) -> Seen:
+    def _seen(self, context: Batch) -> tuple[list[Seen], Tensor | None]:
+        """By each way of smoothing, the best for outputs last; and a guess at the force."""
+        relative, scale, location, noise = standardise(context)
+        smoothed = self.smoother(context.x, relative, noise, context.mask)
+        seen = [Seen(smoothed, scale, location, noise)]
         if self.linear is None:
-            relative, scale, location, noise = standardise(context)
-            found = self.smoother(context.x, relative, noise, context.mask)
-            return Seen(found, scale, location, noise, None)
+            return seen, None
         found, force, force_sd, scale, noise = self.linear(context)
-        guess = torch.stack([force, force_sd.log()], -1).float()[:, None]
-        return Seen(found, scale, torch.zeros_like(scale), noise, guess)
+        seen.append(Seen(found, scale, torch.zeros_like(scale), noise))
+        return seen, torch.stack([force, force_sd.log()], -1).float()[:, None]
 
     def laws(self, context: Batch, x: Tensor) -> Laws:
         """Of the force and of the outputs at ``task x query x axis`` points, given observations.
@@ -210,17 +230,11 @@ class OperatorLFM(ForceModel):
         """
         self.require_outputs(context)
         mask = context.mask
-        found, scale, location, noise, guess = self._seen(context)
-        mean, log_sd = found.mean.float(), found.sd.float().log()
-        slopes, curvatures = 0.1 * found.slopes.float(), 0.01 * found.curvatures.float()
-        level = (masked_mean(noise, mask, -1)[..., None] + LEAST_NOISE**2).log()
-        count = (1 + mask.sum(-1, keepdim=True)).float().log()
-        own = [level, count, scale, scale.log(), location]
-        channels = [mean, location + scale * mean, log_sd, *(c.expand_as(mean) for c in own)]
+        seen, guess = self._seen(context)
         position = self.position(self.grid)
-        described = [torch.stack(channels, -1), slopes, curvatures]
-        described += [scale[..., None] * slopes, scale[..., None] * curvatures]
-        lifted = self.lift(torch.cat([*described, position.expand(*mean.shape[:2], -1, -1)], -1))
+        described = torch.cat([each.described(mask) for each in seen], -1)
+        at_nodes = position.expand(*described.shape[:2], -1, -1)
+        lifted = self.lift(torch.cat([described, at_nodes], -1))
         if self.names is not None:
             lifted = lifted + self.names[:, None]
         of_force = position.expand(len(mask), 1, -1, -1)
@@ -236,12 +250,12 @@ class OperatorLFM(ForceModel):
         weights = spline_weights(self.nodes, x)[:, None]  # task 1 query node
         at_points = self.position(x)[:, None].expand(-1, values.shape[1], -1, -1)
         inputs = torch.cat([weights @ flat, at_points], -1)
-        smooth = (weights @ torch.stack([mean, log_sd], -1)).unbind(-1)
-        terms = weights @ torch.cat([mean[..., None], slopes, curvatures], -1)
+        terms = weights @ torch.cat([each.terms() for each in seen], -1)
         read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
         free, *residual = self.head_force(inputs[:, :1], x)
-        seen = mask.any(-1)[..., None]
-        force = Law(free + masked_mean(read, seen, 1)[:, None], *residual)
+        force = Law(free + masked_mean(read, ~unseen[:, 1:, None], 1)[:, None], *residual)
+        found, scale, location, _ = seen[-1]
+        smooth = (weights @ torch.stack([found.mean, found.sd.log()], -1).float()).unbind(-1)
         shift, log_ratio, coordinates = self.head_outputs(inputs[:, 1:], x)
         of_outputs = Law(
             location + scale * (smooth[0] + smooth[1].exp() * shift),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ NEGLIGIBLE_COUPLING = 0.02
 """Below this prior correlation between force and outputs a model has learnt nothing."""
 _SCALE_RATE = 10.0
 """Kernel and noise scales are few, well scaled and slow: they learn this much faster."""
+_STEPS_PER_BASIS = 20
+"""Of SOAP between two looks at the eigenbases of the gradients' second moments."""
 
 
 class Trainer:
@@ -225,14 +227,14 @@ class Trainer:
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors["generator"] = self.generator.get_state()
         optimiser = self.optimiser.state_dict()
-        for index, slots in optimiser["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items()}
+        slots = _apart(optimiser["state"], "optimiser", tensors)
         plain = {
             "epoch": self.epoch,
             "cpu_seconds": self.cpu_seconds,
             "history": self.history,
             "best_density": self.best_density if self.best else None,
             "groups": optimiser["param_groups"],
+            "slots": slots,
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if _is_plain(v)},
         }
         return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, plain
@@ -247,16 +249,44 @@ class Trainer:
         self.averaged.load_state_dict(under("averaged."))
         self.best = {k: v.to(self.device) for k, v in under("best.").items()}
         self.generator.set_state(tensors["generator"])
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in under("optimiser.").items():
-            index, name = key.split(".")
-            slots.setdefault(int(index), {})[name] = value
+        slots = {int(i): _together(each, tensors) for i, each in plain["slots"].items()}
         self.optimiser.load_state_dict({"state": slots, "param_groups": plain["groups"]})
         self.schedule.load_state_dict(dict(plain["schedule"]))
         self.epoch, self.cpu_seconds = plain["epoch"], plain["cpu_seconds"]
         self.history = list(plain["history"])
         best = plain["best_density"]
         self.best_density = -math.inf if best is None else best
+
+
+class _Place(TypedDict):
+    """Of a tensor that is kept apart from plain data; its strides decide how products round."""
+
+    tensor: str
+    strides: list[int]
+
+
+def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Nested state as plain data; its tensors go to ``tensors``, by names under ``name``."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return _Place(tensor=name, strides=list(value.stride()))
+    if isinstance(value, dict):
+        return {str(k): _apart(each, f"{name}.{k}", tensors) for k, each in value.items()}
+    if isinstance(value, list):
+        return [_apart(each, f"{name}.{i}", tensors) for i, each in enumerate(value)]
+    return value
+
+
+def _together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`_apart` took apart."""
+    if isinstance(value, dict) and value.keys() == _Place.__annotations__.keys():
+        kept = tensors[value["tensor"]]
+        return kept.new_empty_strided(kept.shape, value["strides"]).copy_(kept)
+    if isinstance(value, dict):
+        return {k: _together(each, tensors) for k, each in value.items()}
+    if isinstance(value, list):
+        return [_together(each, tensors) for each in value]
+    return value
 
 
 def _is_plain(value: Any) -> bool:
@@ -276,4 +306,10 @@ def _optimiser(
         {"params": networks, "weight_decay": config.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
+    if config.optimiser == "soap":
+        # Adam in slowly turning eigenbases: Vyas et al. (2024), https://arxiv.org/abs/2409.11321.
+        from pytorch_optimizer import SOAP
+
+        frequency = _STEPS_PER_BASIS
+        return SOAP(groups, rates[0], betas=(0.95, 0.99), precondition_frequency=frequency), rates
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True), rates

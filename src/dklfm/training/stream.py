@@ -180,7 +180,6 @@ class StreamTrainer(Trainer):
             context = context.only(outputs)
         return batch, context
 
-
     def _outputs(self, size: int) -> Tensor | None:
         """A random subset of the outputs: all that there are, if so many are asked for.
 

@@ -201,18 +201,6 @@ def test_every_epoch_and_seed_has_tasks_of_its_own(
     assert len(torch.unique(torch.cat(forces), dim=0)) == 4 * SPEC["training"]["tasks"]
 
 
-def test_each_doubling_of_the_number_of_alike_outputs_is_seen_as_often(
-    trained: tuple[TrainSpec, Tasks, Path],
-) -> None:
-    trainer = stream(trained[1], trained[0])
-    drawn = [trainer._outputs(15) for _ in range(1000)]
-    counts = torch.tensor([len(chosen.unique()) for chosen in drawn if chosen is not None])
-    shares = [(counts < bound).double().mean() for bound in (2, 4, 8, 16)]
-    torch.testing.assert_close(
-        torch.stack(shares), torch.arange(1, 5).double() / 4, atol=0.05, rtol=0
-    )
-
-
 def test_tasks_that_were_not_simulated_have_no_stream(
     trained: tuple[TrainSpec, Tasks, Path], tmp_path: Path
 ) -> None:

@@ -114,7 +114,7 @@ class StreamTrainer(Trainer):
             arrays = {name: values[usual] for name, values in arrays.items()}
             truth, context = self._pair(assemble(self.system, codes[usual], arrays))
             if part % 2 and len(self.system.axes) == 1:
-                outputs = self._outputs(context.y.shape[1])
+                outputs = self._subset(context.y.shape[1], self.stream.least_outputs)
                 if outputs is not None:
                     alike = self.model.exchangeable
                     context = context.outputs(outputs) if alike else context.only(outputs)
@@ -169,7 +169,7 @@ class StreamTrainer(Trainer):
         config = self.stream
         points = self._subset(context.x.shape[1], config.least_points, config.most_points)
         queries = self._subset(batch.x.shape[1], config.queries, config.queries)
-        outputs = self._outputs(context.y.shape[1])
+        outputs = self._subset(context.y.shape[1], config.least_outputs)
         if points is not None:
             context = context.points(points.sort().values)
         if queries is not None:
@@ -179,19 +179,6 @@ class StreamTrainer(Trainer):
         elif outputs is not None:
             context = context.only(outputs)
         return batch, context
-
-    def _outputs(self, size: int) -> Tensor | None:
-        """A random subset of the outputs: all that there are, if so many are asked for.
-
-        Of outputs that are alike there are any number, and each doubling teaches as much.
-        """
-        least = self.stream.least_outputs
-        if least is None or not self.model.exchangeable:
-            return self._subset(size, least)
-        share = float(torch.rand((), generator=self.generator))
-        first = min(least, size)
-        count = int(first * ((size + 1) / first) ** share)
-        return self._subset(size, count, count)
 
 
 def _whole(count: float) -> int:

@@ -3,10 +3,10 @@
     f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
 
 Mean and kernel are read from functions on one grid. The observations of each output come onto it
-by GP smoothing, and by the best linear estimate in the system's own law, so that any mesh, missing
-values and noise levels are taken; the force is one more function there. Blocks of a network mix
-nodes along each axis, and functions at each node. Between nodes everything is interpolated; there a
-deep kernel of what was read gives the covariance. The mean is what a network makes of the force's
+by GP smoothing, with ``modes`` also by the best linear estimate in the system's own law, so that
+any mesh, missing values and noise levels are taken; the force is one more function there. Blocks of
+a network mix nodes along each axis, and functions at each node. Between nodes everything is
+interpolated; there a deep kernel of what was read gives the covariance. The mean is what a network makes of the force's
 function, plus values and derivatives of the smoothed outputs with coefficients that depend on all:
 an equation is close to linear in these.
 

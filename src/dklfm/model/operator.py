@@ -6,9 +6,9 @@ Mean and kernel are read from functions on one grid. The observations of each ou
 by GP smoothing, with ``modes`` also by the best linear estimate in the system's own law, so that
 any mesh, missing values and noise levels are taken; the force is one more function there. Blocks of
 a network mix nodes along each axis, and functions at each node. Between nodes everything is
-interpolated; there a deep kernel of what was read gives the covariance. The mean is what a network makes of the force's
-function, plus values and derivatives of the smoothed outputs with coefficients that depend on all:
-an equation is close to linear in these.
+interpolated; there a deep kernel of what was read gives the covariance. The mean is what a network
+makes of the force's function, plus values and derivatives of the smoothed outputs with coefficients
+that depend on all: an equation is close to linear in these.
 
 Unlike the DKLFM of the paper, whose force mean sees a pooled embedding and whose kernel must carry
 what is particular to a task, the mean here sees the observations themselves, and the kernel is that

@@ -28,6 +28,8 @@ from dklfm.model.smoothing import LEAST_NOISE, Smoothed, even_grid
 _POINTS_AT_ONCE = 4096
 _LEAST_SCALE = 1e-3
 """Of the outputs' usual deviation: constant tasks stay finite."""
+_LEAST_SPREAD = 0.2
+"""Of a value's deviation over tasks, as a share of its usual one: what never varies stays small."""
 _BETWEEN = {1: 4}
 """Steps of the modes' grid in one of the nodes, on one axis; on several the default is taken."""
 _BETWEEN_DEFAULT = 2
@@ -59,6 +61,7 @@ class LinearLaw(nn.Module):
             "basis": (outputs, fine, modes),
             "mean_designs": (kinds, outputs, size),
             "designs": (kinds, outputs, size, modes),
+            "rates": (outputs, size, kinds),
             "force_mean": (size,),
             "force_design": (size, modes),
             "force_rest": (size,),
@@ -67,6 +70,7 @@ class LinearLaw(nn.Module):
         # Nothing learnt: the force is what the scale of the model says.
         nn.init.ones_(self.scale)
         nn.init.ones_(self.force_rest)
+        nn.init.ones_(self.rates)
 
     grid: Tensor
     scale: Tensor
@@ -74,6 +78,7 @@ class LinearLaw(nn.Module):
     basis: Tensor
     mean_designs: Tensor
     designs: Tensor  # (value, slope by axis, curvature by axis) output node mode
+    rates: Tensor  # what brings these to the order of one at every node
     force_mean: Tensor
     force_design: Tensor
     force_rest: Tensor  # variance of the force that the modes leave
@@ -109,12 +114,17 @@ class LinearLaw(nn.Module):
         for order in (1, 2):
             orders += [tuple(order * (i == axis) for i in range(axes)) for axis in range(axes)]
         at = [spline_weights(self.fine, self.grid.cpu(), orders=each) for each in orders]
+        designs = torch.stack([w @ basis for w in at])
+        # Curvatures at a node where tasks start from rest are ten times those elsewhere.
+        spread = designs.square().sum(-1).movedim(0, -1)
+        least = _LEAST_SPREAD**2 * spread.mean(1, keepdim=True)
         for name, found in {
             "scale": scale,
             "mean": mean,
             "basis": basis,
             "mean_designs": torch.stack([mean @ w.mT for w in at]),
-            "designs": torch.stack([w @ basis for w in at]),
+            "designs": designs,
+            "rates": (spread + least).clamp_min(_LEAST_SCALE**2).rsqrt(),
             "force_mean": at[0] @ force_mean,
             "force_design": at[0] @ design,
             "force_rest": (at[0] @ rest).clamp_min(0),

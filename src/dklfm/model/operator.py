@@ -37,6 +37,8 @@ from dklfm.model.smoothing import LEAST_NOISE, Smoothed, Smoother, even_grid, st
 
 _DIAGONAL = 1e-3
 """Share of the residual's variance that is not smooth: keeps its covariance invertible."""
+_SLOPE_RATE = 0.1
+"""About the inverse slope of a smoothed output of deviation one over a domain of length one."""
 
 
 class Mixing(nn.Module):
@@ -153,19 +155,21 @@ class Laws(NamedTuple):
 class Seen(NamedTuple):
     """Observations on the grid: outputs as ``location + scale · value``.
 
-    ``noise`` is the variance of the observations in units of ``scale``.
+    ``noise`` is the variance of the observations in units of ``scale``. ``rates`` bring values,
+    slopes and curvatures to the order of one.
     """
 
     outputs: Smoothed
     scale: Float[Tensor, "task output 1"]
     location: Float[Tensor, "task output 1"]
     noise: Float[Tensor, "task output point"]
+    rates: Float[Tensor, "*node size"]
 
     def terms(self) -> Float[Tensor, "task output node size"]:
         """Values, slopes and curvatures, of one order."""
         found = self.outputs
-        parts = [found.mean[..., None], 0.1 * found.slopes, 0.01 * found.curvatures]
-        return torch.cat(parts, -1).float()
+        parts = [found.mean[..., None], found.slopes, found.curvatures]
+        return torch.cat(parts, -1).float() * self.rates
 
     def described(self, mask: Tensor) -> Float[Tensor, "task output node size"]:
         """What a network is shown, given where there are observations."""
@@ -186,6 +190,7 @@ class OperatorLFM(ForceModel):
 
     method: ClassVar[str] = "dklfm_stream"
     grid: Tensor
+    rates: Tensor
 
     def __init__(self, config: OperatorConfig, axes: int, outputs: int) -> None:
         super().__init__()
@@ -196,6 +201,8 @@ class OperatorLFM(ForceModel):
         self.linear = LinearLaw(self.nodes, outputs, config.modes) if config.modes else None
         smoothings = 2 if self.linear else 1
         self.register_buffer("grid", even_grid(self.nodes).float(), persistent=False)
+        rates = [1.0] + axes * [_SLOPE_RATE] + axes * [_SLOPE_RATE**2]
+        self.register_buffer("rates", torch.tensor(rates), persistent=False)
         self.position = FourierFeatures(axes, config.frequencies, 0.5, 4.0)
         self.lift = nn.Linear(smoothings * (8 + 4 * axes) + self.position.size, width)
         self.force = nn.Linear(self.position.size + (2 if self.linear else 0), width)
@@ -215,11 +222,11 @@ class OperatorLFM(ForceModel):
         """By each way of smoothing, the best for outputs last; and a guess at the force."""
         relative, scale, location, noise = standardise(context)
         smoothed = self.smoother(context.x, relative, noise, context.mask)
-        seen = [Seen(smoothed, scale, location, noise)]
+        seen = [Seen(smoothed, scale, location, noise, self.rates)]
         if self.linear is None:
             return seen, None
         found, force, force_sd, scale, noise = self.linear(context)
-        seen.append(Seen(found, scale, torch.zeros_like(scale), noise))
+        seen.append(Seen(found, scale, torch.zeros_like(scale), noise, self.linear.rates))
         return seen, torch.stack([force, force_sd.log()], -1).float()[:, None]
 
     def laws(self, context: Batch, x: Tensor) -> Laws:
@@ -254,7 +261,7 @@ class OperatorLFM(ForceModel):
         read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
         free, *residual = self.head_force(inputs[:, :1], x)
         force = Law(free + masked_mean(read, ~unseen[:, 1:, None], 1)[:, None], *residual)
-        found, scale, location, _ = seen[-1]
+        found, scale, location, *_ = seen[-1]
         smooth = (weights @ torch.stack([found.mean, found.sd.log()], -1).float()).unbind(-1)
         shift, log_ratio, coordinates = self.head_outputs(inputs[:, 1:], x)
         of_outputs = Law(

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 _LARGEST = 1e6
 _LOOK = 32
 """Tasks that are observed alike, when a trained model looks at tasks."""
-_LINEAR_TASKS = 2048
+_LINEAR_TASKS = 8192
 """That the linear law of force and outputs is learnt from."""
 _STREAM_STRIDE = 2**32
 """Between the indices of the first tasks of two seeds; stored tasks come before."""

@@ -152,7 +152,8 @@ class ModelConfig(Section):
     ``exchangeable`` outputs have one law and may be of any number; others are told apart by their
     place. ``noise`` states the likelihood of the outputs: ``homoscedastic``, one learned variance
     for all; ``relative``, a learned share of each observed output's variance; ``given``, the
-    standard deviations that come with the tasks plus a learned homoscedastic excess.
+    standard deviations that come with the tasks plus a learned homoscedastic excess. With several
+    ``members``, so many networks are trained side by side, and their mixture is the answer.
     """
 
     embedding: Size = 32
@@ -165,8 +166,9 @@ class ModelConfig(Section):
     ] = FourierFeaturesConfig()
     output_mean: Literal["zero", "network"] = "network"
     noise: Literal["homoscedastic", "relative", "given"] = "relative"
-    # Left out of what is resolved unless it is off: see LaterSwitch.
+    # Left out of what is resolved unless they differ from what they are here: see LaterSwitch.
     exchangeable: Annotated[bool, Field(exclude_if=lambda chosen: chosen)] = True
+    members: Annotated[int, Field(ge=1, le=32, exclude_if=lambda count: count == 1)] = 1
 
 
 class NeuralProcessConfig(_AttentionConfig):

@@ -13,12 +13,10 @@ from torch import Tensor
 from dklfm.errors import DataError, ModelError
 from dklfm.methods.base import Posterior
 from dklfm.model import (
-    DKLFM,
     Batch,
     ForceModel,
     ModelCard,
     Moments,
-    OperatorLFM,
     Scale,
     Statistics,
     Trust,
@@ -128,6 +126,6 @@ class TrainedModel:
     def _moments(self, batch: Batch, queries: Tensor, joint: bool) -> Moments:
         if not joint:
             return self.model.posterior(batch, queries)
-        if not isinstance(self.model, DKLFM | OperatorLFM):
+        if not self.model.joint:
             raise DataError(f"{self.name} has no joint law of the force")
         return self.model.posterior(batch, queries, covariance=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,12 +29,22 @@ class ForceModel(nn.Module, ABC):
     """A network that infers a force: what one trainer, one store and one method serve.
 
     ``method`` is its name in a config; ``exchangeable`` says whether outputs have one law for it,
-    so that there may be any number of them, or are told apart by their place.
+    so that there may be any number of them, or are told apart by their place;
+    ``judged_where_seen`` whether its density is that of the observations that it sees, or of other
+    points; ``joint`` whether it has a joint law of the force over points.
     """
 
-    method: ClassVar[str]
+    method: str
     exchangeable: bool
     outputs: int
+    judged_where_seen: bool = False
+    joint: bool = False
+
+    def scales(self) -> Iterator[nn.Parameter]:
+        """Scales of kernels and noise, which are no weights of a network."""
+        for name, parameter in self.named_parameters():
+            if name.startswith(("kernel.", "log_")):
+                yield parameter
 
     def require_outputs(self, batch: Batch) -> None:
         """Refuse tasks with outputs that the model cannot tell apart.
@@ -72,10 +83,15 @@ class ForceModel(nn.Module, ABC):
         return -(joint + conditional_weight * conditional).mean()
 
     @abstractmethod
-    def posterior(self, batch: Batch, x_query: Tensor) -> Moments:
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
         """Moments given observations, in float64.
 
         Args:
             batch: observations; a force in it is not looked at.
             x_query: ``task x query x axis`` inputs in [0, 1].
+            covariance: also give the force's joint covariance, of models that have one.
         """
+
+    def coupling(self, batch: Batch) -> float | None:
+        """How far the force depends on the outputs under the prior, of models that have one."""
+        return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class BlackBox(ForceModel):
         return LogDensities(nothing, force, nothing, real.sum(-1))
 
     @torch.no_grad()
-    def posterior(self, batch: Batch, x_query: Tensor) -> Moments:
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
         mean, log_variance = self.predict(batch, x_query)
         return Moments(mean.double(), log_variance.double().exp())
 
@@ -99,7 +98,7 @@ class NeuralProcess(BlackBox):
     of which output. In each layer the tokens attend to one another and the queries to them.
     """
 
-    method: ClassVar[str] = "neural_process"
+    method = "neural_process"
 
     def __init__(self, config: NeuralProcessConfig, axes: int, outputs: int) -> None:
         super().__init__(outputs)
@@ -140,7 +139,7 @@ class FourierRegressor(BlackBox):
     zero and marked as such. A mesh may run downwards along any axis, as one mirrored does.
     """
 
-    method: ClassVar[str] = "fno"
+    method = "fno"
 
     def __init__(self, config: FourierRegressorConfig, axes: int, outputs: int) -> None:
         super().__init__(outputs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from dklfm.config import (
     FourierRegressorConfig,
     KernelRouteConfig,
@@ -12,6 +15,7 @@ from dklfm.config import (
 from dklfm.model.base import ForceModel
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.dklfm import DKLFM
+from dklfm.model.ensemble import Ensemble
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.streamed import StreamedDKLFM
 
@@ -30,6 +34,7 @@ def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
         return FourierRegressor(spec.model, axes, outputs)
     if isinstance(spec.model, OperatorConfig):
         return OperatorLFM(spec.model, axes, outputs)
+    single: Callable[[], ForceModel] = partial(DKLFM, spec.model, axes, outputs)
     if isinstance(spec.model, KernelRouteConfig):
-        return StreamedDKLFM(spec.model, axes, outputs)
-    return DKLFM(spec.model, axes, outputs)
+        single = partial(StreamedDKLFM, spec.model, axes, outputs)
+    return Ensemble(single, spec.model.members) if spec.model.members > 1 else single()

@@ -14,7 +14,7 @@ frees the learnt noise from any jitter.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,9 @@ class MeanNetwork(nn.Module):
 class DKLFM(ForceModel):
     """The model; see the module's docstring."""
 
-    method: ClassVar[str] = "dklfm"
+    method = "dklfm"
+    judged_where_seen = True
+    joint = True
 
     def __init__(self, config: ModelConfig, axes: int, outputs: int = 1) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ of what they leave unknown.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -188,7 +188,8 @@ class Seen(NamedTuple):
 class OperatorLFM(ForceModel):
     """The model; see the module's docstring."""
 
-    method: ClassVar[str] = "dklfm_stream"
+    method = "dklfm_stream"
+    joint = True
     grid: Tensor
     rates: Tensor
 

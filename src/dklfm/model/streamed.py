@@ -7,8 +7,6 @@ then outputs attend to one another, and the force is an output of its own among 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
@@ -22,7 +20,7 @@ from dklfm.model.smoothing import Smoother, standardise
 class StreamedDKLFM(DKLFM):
     """The model; see the module's docstring."""
 
-    method: ClassVar[str] = "dklfm_stream"
+    method = "dklfm_stream"
 
     def __init__(self, config: KernelRouteConfig, axes: int, outputs: int) -> None:
         super().__init__(config, axes, outputs)

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dklfm.config import TasksConfig, TrainingConfig, TrainSpec
 from dklfm.errors import DataError, DklfmError
-from dklfm.model import DKLFM, Batch, ForceModel, Scale, build_model
+from dklfm.model import Batch, ForceModel, Scale, build_model
 from dklfm.simulate import parse_spec
 from dklfm.systems import System
 from dklfm.tasks import Tasks
@@ -162,7 +162,7 @@ class Trainer:
         if outputs is not None:
             chosen = seen.outputs if self.model.exchangeable else seen.only
             seen = chosen(outputs)
-        return seen if isinstance(self.model, DKLFM) else batch, self._window(seen)
+        return seen if self.model.judged_where_seen else batch, self._window(seen)
 
     def _coins(self, size: int) -> Tensor:
         return (torch.rand(size, generator=self.generator) < 0.5).to(self.device)
@@ -204,10 +204,9 @@ class Trainer:
             "validation_loss": -(outputs + force) / (output_points + force_points),
             "validation_force_nll": -density,
         }
-        return row | ({"coupling": self._coupling(model)} if isinstance(model, DKLFM) else {})
-
-    def _coupling(self, model: DKLFM) -> float:
         coupling = model.coupling(self.validation[1].take(slice(0, 16)))
+        if coupling is None:
+            return row
         if coupling < NEGLIGIBLE_COUPLING and self.epoch > self.spec.training.epochs // 2:
             log.warning(
                 "epoch %d: force and outputs are uncorrelated under the learnt prior (%.1e); the "
@@ -216,7 +215,7 @@ class Trainer:
                 self.epoch,
                 coupling,
             )
-        return coupling
+        return row | {"coupling": coupling}
 
     # A checkpoint holds all of the above, so that a resumed run repeats an undisturbed one.
 
@@ -296,11 +295,9 @@ def _is_plain(value: Any) -> bool:
 def _optimiser(
     model: ForceModel, config: TrainingConfig
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    scales: list[nn.Parameter] = []
-    networks: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_scale = name.startswith(("kernel.", "log_"))
-        (scales if is_scale else networks).append(parameter)
+    scales = list(model.scales())
+    apart = {id(scale) for scale in scales}
+    networks = [parameter for parameter in model.parameters() if id(parameter) not in apart]
     rates = [config.learning_rate, _SCALE_RATE * config.learning_rate]
     groups = [
         {"params": networks, "weight_decay": config.weight_decay},

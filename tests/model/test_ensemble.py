@@ -11,7 +11,7 @@ import torch
 from dklfm import simulate, training
 from dklfm.config import TrainSpec, resolved, validate
 from dklfm.methods import TrainedModel
-from dklfm.model import Batch, ForceModel, build_model, load_model
+from dklfm.model import DKLFM, Batch, ForceModel, build_model, load_model
 
 SIZES: dict[str, Any] = {
     "embedding": 8,
@@ -29,10 +29,10 @@ def spec(members: int, method: str = "dklfm") -> TrainSpec:
     return validate(TrainSpec, found, "test")
 
 
-def built(members: int = 3, method: str = "dklfm") -> tuple[ForceModel, list[ForceModel]]:
+def built(members: int = 3, method: str = "dklfm") -> tuple[ForceModel, list[DKLFM]]:
     torch.manual_seed(0)
     model = build_model(spec(members, method), axes=1, outputs=2).eval()
-    return model, [each for each in model.children() for each in each.children()]  # type: ignore[misc]
+    return model, [module for module in model.modules() if isinstance(module, DKLFM)]
 
 
 def batch() -> Batch:

@@ -163,7 +163,7 @@ class Seen(NamedTuple):
     scale: Float[Tensor, "task output 1"]
     location: Float[Tensor, "task output 1"]
     noise: Float[Tensor, "task output point"]
-    rates: Float[Tensor, "*node size"]
+    rates: Float[Tensor, "... size"]
 
     def terms(self) -> Float[Tensor, "task output node size"]:
         """Values, slopes and curvatures, of one order."""

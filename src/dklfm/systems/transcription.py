@@ -49,6 +49,16 @@ def _published() -> Array:
     return np.array([[table[p, g][_REFERENCE] for g in GENES] for p in _PARAMETERS])
 
 
+@cache
+def _spread_of_estimates() -> tuple[Array, Array]:
+    """Mean and standard deviation of their logarithms, ``parameter x gene``."""
+    table = _estimates()
+    logs = [[np.log(list(table[p, g].values())) for g in GENES] for p in _PARAMETERS]
+    mean = np.array([[values.mean() for values in row] for row in logs])
+    sd = np.array([[values.std(ddof=1) for values in row] for row in logs])
+    return mean, sd
+
+
 class _Prior(Section, ABC):
     """A law of basal rate, sensitivity and decay of each gene.
 
@@ -121,11 +131,7 @@ class P53EmpiricalPrior(_LogNormalPrior):
         return self.name
 
     def moments(self) -> tuple[Array, Array]:
-        table = _estimates()
-        logs = [[np.log(list(table[p, g].values())) for g in GENES] for p in _PARAMETERS]
-        mean = np.array([[values.mean() for values in row] for row in logs])
-        sd = np.array([[values.std(ddof=1) for values in row] for row in logs])
-        return mean, sd
+        return _spread_of_estimates()
 
 
 class SensitivityPrior(_Prior):

@@ -12,9 +12,10 @@ import torch
 
 from dklfm import simulate, training
 from dklfm.config import TrainSpec, resolved, validate
-from dklfm.errors import DataError
+from dklfm.errors import ConfigError, DataError
 from dklfm.methods import TrainedModel
-from dklfm.model import DKLFM, Batch, ForceModel, OperatorLFM, build_model
+from dklfm.model import DKLFM, AmortisedLFM, Batch, ForceModel, OperatorLFM, build_model
+from dklfm.model.interpolation import spline_weights
 from dklfm.tasks import Tasks
 from dklfm.training import StreamTrainer
 
@@ -26,7 +27,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "kernel": {"width": 16, "blocks": 1, "coordinates": 4},
         "noise": "given",
     },
+    "modal": {"nodes": 10, "modes": 24, "width": 32, "layers": 2, "coordinates": 3},
 }
+ALIKE = ("operator", "kernel_route")
 SIMULATION: dict[str, Any] = {
     "system": {
         "name": "transcription",
@@ -77,15 +80,19 @@ def model(kind: str = "operator", axes: int = 1, exchangeable: bool = True) -> F
 
 
 def about(kind: str, exchangeable: bool = True, seed: int = 0) -> TrainSpec:
-    section = {"name": kind, "exchangeable": exchangeable} | SMALL[kind]
-    return validate(TrainSpec, SPEC | {"model": section, "seed": seed}, "test")
+    section = {"name": kind} | SMALL[kind]
+    if kind in ALIKE:
+        section["exchangeable"] = exchangeable
+    # Tasks of a network of few numbers cost little, and it needs more of them.
+    more = SPEC["training"] | ({} if kind in ALIKE else {"tasks": 256})
+    return validate(TrainSpec, SPEC | {"model": section, "training": more, "seed": seed}, "test")
 
 
 KINDS = pytest.mark.parametrize("kind", SMALL)
 X = torch.linspace(0, 1, 7)[None, :, None].expand(2, -1, -1)
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ALIKE)
 def test_the_order_of_points_and_outputs_does_not_matter(kind: str) -> None:
     seen, net = batch(), model(kind)
     moments = net.posterior(seen, X)
@@ -97,8 +104,10 @@ def test_the_order_of_points_and_outputs_does_not_matter(kind: str) -> None:
     )
 
 
-@KINDS
-@pytest.mark.parametrize("exchangeable", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "exchangeable"),
+    [(kind, alike) for kind in SMALL for alike in (True, False) if kind in ALIKE or not alike],
+)
 def test_an_output_without_observations_is_as_if_it_were_not_there(
     exchangeable: bool, kind: str
 ) -> None:
@@ -122,7 +131,7 @@ def test_values_at_masked_points_are_not_looked_at(kind: str) -> None:
 @pytest.mark.parametrize("axes", [1, 2])
 def test_the_covariance_is_one_and_its_diagonal_the_variance(axes: int, kind: str) -> None:
     net = model(kind, axes)
-    assert isinstance(net, DKLFM | OperatorLFM)
+    assert isinstance(net, DKLFM | AmortisedLFM)
     x = torch.rand(2, 8, axes)
     moments = net.posterior(batch(axes=axes), x, covariance=True)
     assert moments.force_covariance is not None
@@ -198,7 +207,50 @@ def test_every_epoch_and_seed_has_tasks_of_its_own(
             force = trainer._epoch_tasks()[0].f
             assert force is not None
             forces.append(force)
-    assert len(torch.unique(torch.cat(forces), dim=0)) == 4 * SPEC["training"]["tasks"]
+    assert len(torch.unique(torch.cat(forces), dim=0)) == 4 * len(force)
+
+
+def observed(times: int, mesh: dict[str, Any]) -> StreamTrainer:
+    """A stream whose epochs see each of four tasks so many times."""
+    settings = SIMULATION["tasks"] | {"mesh": {"points": 14, **mesh}}
+    simulation = SIMULATION | {"tasks": settings}
+    tasks = simulate.assemble(*_few(simulation))
+    wanted = {"tasks": 4, "observations": times, "least_points": None, "least_outputs": None}
+    spec = SPEC | {"model": {"name": "modal"} | SMALL["modal"]}
+    checked = validate(TrainSpec, spec | {"training": SPEC["training"] | wanted}, "test")
+    return StreamTrainer(tasks, checked, torch.device("cpu"), simulation)
+
+
+def _few(simulation: dict[str, Any]) -> tuple[Any, ...]:
+    system, config = simulate.parse_spec(simulation, "test")
+    codes = np.ones(2, dtype=np.int8)
+    return system, codes, simulate.simulate(system, config, codes, np.arange(2))
+
+
+def test_a_task_is_observed_several_times_at_other_points_with_other_noise() -> None:
+    trainer = observed(3, {"spacing": "irregular"})
+    truth, context = trainer._epoch_tasks()
+    assert truth.f is not None
+    assert context.y.shape == (12, 3, 14)
+    assert len(torch.unique(truth.f, dim=0)) == 4
+    assert (truth.f.unflatten(0, (4, 3)) == truth.f[::3, None]).all()
+    assert (context.x.diff(dim=1) >= 0).all()
+    times = context.x.reshape(4, 3 * 14)
+    assert all(len(torch.unique(each)) == 3 * 14 for each in times)
+    # What is seen is the truth of the very task, but for its noise.
+    weights = spline_weights((15,), context.x)
+    truth_there = (weights[:, None] @ truth.y[..., None])[..., 0]
+    white = (context.y - truth_there) / context.y_sd
+    assert white.square().mean().sqrt() < 3
+    again = observed(3, {"spacing": "irregular"})._epoch_tasks()[1]
+    torch.testing.assert_close(again.y, context.y, atol=0, rtol=0)
+    trainer.epoch = 1
+    assert not torch.isin(trainer._epoch_tasks()[1].x, context.x).any()
+
+
+def test_several_observations_need_random_times() -> None:
+    with pytest.raises(ConfigError, match="other random times: it needs a system of one axis"):
+        observed(2, {"spacing": "regular"})
 
 
 def test_tasks_that_were_not_simulated_have_no_stream(

@@ -214,6 +214,23 @@ class OperatorConfig(Section):
         return self
 
 
+class ModalConfig(Section):
+    """The amortised posterior by a network of the weights of few modes of the outputs; any mesh.
+
+    The ``modes`` and their law are learnt from simulated tasks to second order; outputs are told
+    apart. What is read lies on ``nodes`` an axis. ``coordinates`` are those of the deep kernel.
+    """
+
+    name: Literal["modal"] = "modal"
+    modes: Annotated[int, Field(ge=1, le=1024)] = 48
+    nodes: Annotated[int, Field(ge=4, le=256)] = 16
+    width: Size = 384
+    layers: Size = 4
+    coordinates: Size = 8
+    output_weight: Annotated[float, Field(ge=0)] = 0.05
+    joint_weight: Annotated[float, Field(ge=0)] = 0.1
+
+
 class TrainingConfig(Section):
     """Optimisation of the marginal likelihood (Eq. 4) by ``optimiser`` under a one-cycle rate.
 
@@ -268,13 +285,16 @@ class StoredConfig(TrainingConfig):
 class StreamConfig(TrainingConfig):
     """Training on tasks that are simulated afresh for each epoch and never stored.
 
-    ``tasks`` are those of an epoch. Epochs take their ``meshes`` in turn; without any, the mesh is
-    that of the validation tasks. The operator is judged by the truth at ``queries`` random points
-    of the query grid (all, if null). It has no use for ``least_window``, ``reflect_axes``,
-    ``negate`` and ``conditional_weight``.
+    ``tasks`` are those of an epoch, each observed ``observations`` times: at other points, with
+    other noise. Epochs take their ``meshes`` in turn; without any, the mesh is that of the
+    validation tasks. Operator and modal networks are judged by the truth at ``queries`` random
+    points of the query grid (all, if null). They have no use for ``least_window``,
+    ``reflect_axes``, ``negate`` and ``conditional_weight``.
     """
 
     tasks: PositiveInt = 256
+    # Left out of what is resolved unless there are several: see LaterSwitch.
+    observations: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda count: count == 1)] = 1
     meshes: tuple[Mesh, ...] = ()
     queries: PositiveInt | None = None
 
@@ -297,12 +317,17 @@ class KernelRouteConfig(ModelConfig):
 STREAM = "dklfm_stream"
 TrainedMethod = Literal["dklfm", "dklfm_stream", "neural_process", "fno"]
 StreamModel = Annotated[
-    OperatorConfig | KernelRouteConfig,
+    OperatorConfig | ModalConfig | KernelRouteConfig,
     Field(discriminator="name"),
     BeforeValidator(lambda value: {"name": "operator"} if value == {} else value),
 ]
 AnyModel = (
-    ModelConfig | KernelRouteConfig | OperatorConfig | NeuralProcessConfig | FourierRegressorConfig
+    ModelConfig
+    | KernelRouteConfig
+    | OperatorConfig
+    | ModalConfig
+    | NeuralProcessConfig
+    | FourierRegressorConfig
 )
 MODEL_SECTIONS: dict[str, Any] = {
     "dklfm": ModelConfig,
@@ -337,13 +362,13 @@ class TrainSpec(Section):
 
     @model_validator(mode="after")
     def _nothing_unheard(self) -> Self:
-        if isinstance(self.model, OperatorConfig):
+        if isinstance(self.model, OperatorConfig | ModalConfig):
             fresh = StreamConfig()
             for setting in ("least_window", "reflect_axes", "negate", "conditional_weight"):
                 if getattr(self.training, setting) != getattr(fresh, setting):
                     raise ValueError(
-                        f"the operator has no use for training.{setting}: leave it out, or take "
-                        "model.name: kernel_route"
+                        f"{self.model.name} has no use for training.{setting}: leave it out, or "
+                        "take model.name: kernel_route"
                     )
         return self
 

@@ -45,6 +45,24 @@ class Estimate(NamedTuple):
     noise: Tensor  # task output point, variance of the observations in these units
 
 
+class Weights(NamedTuple):
+    """Gaussian posterior of the modes' weights: ``factor`` is the Cholesky factor of its precision.
+
+    ``amplitude``, ``scale`` and ``noise`` are the task's units: s, σ_j s, and the variance of the
+    observations in them.
+    """
+
+    mean: Tensor  # task mode
+    factor: Tensor  # task mode mode
+    amplitude: Tensor  # task
+    scale: Tensor  # task output 1
+    noise: Tensor  # task output point
+
+    def sd(self) -> Tensor:
+        """Standard deviation of every weight, ``task x mode``."""
+        return torch.cholesky_inverse(self.factor).diagonal(dim1=-2, dim2=-1).sqrt()
+
+
 class LinearLaw(nn.Module):
     """Best linear estimates on a regular grid with ``nodes`` an axis; see the module."""
 
@@ -133,31 +151,45 @@ class LinearLaw(nn.Module):
 
     def forward(self, batch: Batch) -> Estimate:
         """Condition on the observations of a batch on the model's scale."""
+        return self.estimate(self.weights(batch))
+
+    def weights(self, batch: Batch) -> Weights:
+        """Of the modes, given the observations of a batch on the model's scale."""
         x, mask, size = batch.x, batch.mask, self.basis.shape[-1]
         # One mesh for all tasks is looked at once.
         meshes = x[:1] if (x[:1] == x).all() else x
         residual = batch.y - self._read(self.mean[..., None], meshes)[..., 0]
         own = masked_mean(residual, mask, -1)[..., None]
         inside = torch.where(mask, residual - own, 0.0) / self.scale[:, None]
-        scale = self.scale[:, None] * _amplitude(inside, mask)[:, None, None]
+        amplitude = _amplitude(inside, mask)
+        scale = self.scale[:, None] * amplitude[:, None, None]
         noise = (batch.y_sd / scale).square() + LEAST_NOISE**2
         weight = torch.where(mask, 1 / noise.double(), 0.0)
-        pulled = weight * (residual / scale).double()
+        pulled = (weight * (residual / scale).double()).mT  # task point output
+        weight = weight.mT
         precision = torch.eye(size, dtype=torch.float64, device=x.device)
         pull = precision.new_zeros(size)
+        basis = self.basis.transpose(0, 1).flatten(1)  # fine (output mode)
         for i in range(0, x.shape[1], _POINTS_AT_ONCE):
             part = slice(i, i + _POINTS_AT_ONCE)
-            design = self._read(self.basis, meshes[:, part]).double().flatten(1, 2)
-            weighted = design * weight[..., part].flatten(1)[..., None]
+            design = spline_weights(self.fine, meshes[:, part]) @ basis
+            design = design.double().reshape(len(design), -1, size)  # task (point output) mode
+            weighted = design * weight[:, part].flatten(1)[..., None]
             precision = precision + weighted.mT @ design  # task mode mode
-            pull = pull + (pulled[..., part].flatten(1)[:, None] @ design)[:, 0]
+            pull = pull + (pulled[:, part].flatten(1)[:, None] @ design)[:, 0]
         factor = cholesky(precision)
-        mean = torch.cholesky_solve(pull[..., None], factor)[:, None]  # task 1 mode 1
+        mean = torch.cholesky_solve(pull[..., None], factor)[..., 0]
+        return Weights(mean, factor, amplitude, scale, noise)
+
+    def estimate(self, found: Weights) -> Estimate:
+        """Outputs and force on the grid."""
+        mean, scale = found.mean[:, None, :, None], found.scale  # task 1 mode 1
         designs, force_design = self.designs.double(), self.force_design.double()
         values = (designs[:, None] @ mean[None])[..., 0]
         values = values + self.mean_designs.double()[:, None] / scale.double()
         both = torch.cat([designs[0].flatten(0, 1), force_design])
-        spread = torch.linalg.solve_triangular(factor, both.mT, upper=False).square().sum(1)
+        spread = torch.linalg.solve_triangular(found.factor, both.mT, upper=False)
+        spread = spread.square().sum(1)
         of_outputs, of_force = spread.split([len(both) - len(self.grid), len(self.grid)], -1)
         axes = len(self.nodes)
         smoothed = Smoothed(
@@ -167,8 +199,9 @@ class LinearLaw(nn.Module):
             values[1 + axes :].movedim(0, -1),
         )
         force = self.force_mean.double() + (force_design @ mean[:, 0])[..., 0]
-        force_sd = (of_force + self.force_rest.double()).sqrt()
-        return Estimate(smoothed, force, force_sd, scale, noise)
+        # Where every force is the same its logarithm stays finite.
+        force_sd = (of_force + self.force_rest.double()).clamp_min(LEAST_NOISE**2).sqrt()
+        return Estimate(smoothed, force, force_sd, scale, found.noise)
 
     def _read(self, values: Tensor, x: Tensor) -> Tensor:
         """``output fine size`` values at ``task point axis`` inputs: ``task output point size``."""

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dklfm.config import Mesh, OperatorConfig, StreamConfig, TasksConfig
-from dklfm.errors import DataError
-from dklfm.model import Batch, ForceModel, OperatorLFM
+from dklfm.config import Mesh, ModalConfig, OperatorConfig, StreamConfig, TasksConfig
+from dklfm.errors import ConfigError, DataError
+from dklfm.model import AmortisedLFM, Batch, ForceModel, ModalLFM
 from dklfm.simulate import assemble, simulate
 from dklfm.systems import System
-from dklfm.tasks import Tasks
+from dklfm.tasks import DIMENSIONS, Tasks
 from dklfm.training.corruptions import CORRUPTIONS, mixed
 from dklfm.training.trainer import Trainer
 
@@ -46,12 +46,20 @@ class StreamTrainer(Trainer):
         return self.law[1]
 
     def _first(self, tasks: Tasks) -> Tasks:
+        scattered = self.tasks_config.mesh.spacing == "irregular" and not self.stream.meshes
+        if self.stream.observations > 1 and not (scattered and len(self.system.axes) == 1):
+            raise ConfigError(
+                "training.observations sees every task at other random times: it needs a system "
+                "of one axis, tasks.mesh.spacing: irregular and no training.meshes; leave it out"
+            )
         return self._simulated(0)
 
     def _new_model(self, axes: int) -> ForceModel:
         model = super()._new_model(axes)
-        if isinstance(model, OperatorLFM) and model.linear is not None:
+        if isinstance(model, AmortisedLFM) and model.linear is not None:
             model.linear.learn(*self._truth_on_a_mesh(model.linear.fine[0]))
+        if isinstance(model, ModalLFM):
+            model.standardise(self.train[1])
         return model
 
     def _truth_on_a_mesh(self, points: int) -> tuple[Tensor, Tensor]:
@@ -70,11 +78,15 @@ class StreamTrainer(Trainer):
         if self.stream.meshes:
             mesh = self.stream.meshes[epoch % len(self.stream.meshes)]
             config = config.model_copy(update={"mesh": mesh})
-        count = self.stream.tasks
+        count, observations = self.stream.tasks, self.stream.observations
+        mesh = config.mesh.model_copy(update={"points": observations * config.mesh.points})
+        config = config.model_copy(update={"mesh": mesh})
         first = (1 + self.spec.seed) * _STREAM_STRIDE + epoch * count
-        codes = np.zeros(count, dtype=np.int8)
         indices = first + np.arange(count)
-        return assemble(self.system, codes, simulate(self.system, config, codes, indices))
+        arrays = simulate(self.system, config, np.zeros(count, dtype=np.int8), indices)
+        if observations > 1:
+            arrays = _parted(arrays, observations, np.random.default_rng([self.spec.seed, epoch]))
+        return assemble(self.system, np.zeros(observations * count, dtype=np.int8), arrays)
 
     @property
     def seen(self) -> int:
@@ -149,10 +161,10 @@ class StreamTrainer(Trainer):
     def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
         """The noise-free truth at the query points for an operator, and the observations."""
         context = Batch.of(tasks, self.scale).to(self.device)
-        if not isinstance(self.spec.model, OperatorConfig):
+        if not isinstance(self.spec.model, OperatorConfig | ModalConfig):
             return context, context
         if "f" not in tasks or "h_query" not in tasks:
-            raise DataError("an operator is trained by the true force and outputs, f and h_query")
+            raise DataError("dklfm_stream is trained by the true force and outputs, f and h_query")
         truth = Batch(
             self.scale.inputs(tasks["x_query"]),
             self.scale.values(tasks["h_query"]),
@@ -164,7 +176,7 @@ class StreamTrainer(Trainer):
 
     def _augmented(self, batch: Batch, context: Batch) -> tuple[Batch, Batch]:
         """Random points and outputs of what is seen, and random points to be judged at."""
-        if not isinstance(self.model, OperatorLFM):
+        if not isinstance(self.model, AmortisedLFM):
             return super()._augmented(batch, context)
         config = self.stream
         points = self._subset(context.x.shape[1], config.least_points, config.most_points)
@@ -184,6 +196,22 @@ class StreamTrainer(Trainer):
 def _whole(count: float) -> int:
     """At least one batch."""
     return max(1, round(count / _LOOK)) * _LOOK
+
+
+def _parted(arrays: Mapping[str, Array], parts: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Every task so many times, each seen at a random part of its points."""
+    tasks, points = arrays["x"].shape[:2]
+    order = rng.permuted(np.tile(np.arange(points), (tasks, 1)), axis=1)
+    chosen = np.sort(order.reshape(parts * tasks, -1), axis=1)
+    found = {}
+    for name, values in arrays.items():
+        found[name] = np.repeat(values, parts, axis=0)
+        dims = DIMENSIONS.get(name, ())
+        if "point" in dims:
+            at = dims.index("point")
+            others = tuple(i for i in range(1, values.ndim) if i != at)
+            found[name] = np.take_along_axis(found[name], np.expand_dims(chosen, others), at)
+    return found
 
 
 def _usual(arrays: Mapping[str, Array]) -> NDArray[np.bool_]:

@@ -1,0 +1,129 @@
+"""Posteriors that a network reads off: Gaussian processes of force and outputs, and their training.
+
+    f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
+
+How means, deviations and kernel coordinates come from the observations is what models differ in.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dklfm.config import ModalConfig, OperatorConfig
+from dklfm.model.base import ForceModel, Moments
+from dklfm.model.batch import Batch
+from dklfm.model.gaussian import LogDensities, cholesky
+from dklfm.model.linear import LinearLaw
+
+_DIAGONAL = 1e-3
+"""Share of the residual's variance that is not smooth: keeps its covariance invertible."""
+
+
+def _log_density(values: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
+    """Of independent Gaussians."""
+    square = ((values - mean) * (-log_sd).exp()).square()
+    return -0.5 * square - log_sd - 0.5 * math.log(2 * math.pi)
+
+
+class Law(NamedTuple):
+    """Gaussian processes at points: means, standard deviations and kernel coordinates."""
+
+    mean: Float[Tensor, "task function query"]
+    log_sd: Float[Tensor, "task function query"]
+    coordinates: Float[Tensor, "task function query size"]
+
+    def covariance(self) -> Float[Tensor, "task function query query"]:
+        """S s' κ(φ, φ') of the residuals, in float64; κ is squared-exponential."""
+        sd, coordinates = self.log_sd.double().exp(), self.coordinates.double()
+        squares = coordinates.square().sum(-1)
+        apart = squares[..., :, None] + squares[..., None, :] - 2 * coordinates @ coordinates.mT
+        smooth = (1 - _DIAGONAL) * (-0.5 * apart.clamp_min(0)).exp()
+        correlation = smooth + _DIAGONAL * torch.eye(apart.shape[-1]).to(apart)
+        return sd[..., :, None] * sd[..., None, :] * correlation
+
+
+class Laws(NamedTuple):
+    """Of the force and of the outputs, and a summary of what was seen."""
+
+    force: Law
+    outputs: Law
+    embedding: Float[Tensor, "task size"]
+
+
+class AmortisedLFM(ForceModel):
+    """Trained by the truth at query points; see the module."""
+
+    method = "dklfm_stream"
+    joint = True
+    config: OperatorConfig | ModalConfig
+    linear: LinearLaw | None
+
+    @abstractmethod
+    def laws(self, context: Batch, x: Tensor) -> Laws:
+        """Of the force and of the outputs at ``task x query x axis`` points, given observations.
+
+        Raises:
+            DataError: if the tasks have another number of outputs than the model tells apart.
+        """
+
+    def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
+        """Marginal densities of the true force and outputs at their points, given observations.
+
+        Args:
+            batch: truth, free of noise, at points to be judged by.
+            context: observations of the same tasks.
+
+        Raises:
+            ValueError: if the batch has no force, or there is no context.
+        """
+        if batch.f is None or context is None:
+            raise ValueError("training needs a force, and observations apart from the truth")
+        force, outputs, _ = self.laws(context, batch.x)
+        real = batch.mask.any(1)
+        of_force = _log_density(batch.f, force.mean[:, 0], force.log_sd[:, 0]) * real
+        of_outputs = _log_density(batch.y, outputs.mean, outputs.log_sd) * batch.mask
+        return LogDensities(
+            of_outputs.sum((-1, -2)), of_force.sum(-1), batch.mask.sum((-1, -2)), real.sum(-1)
+        )
+
+    def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
+        """Marginal densities train means and deviations, the joint one correlations alone.
+
+        A joint density of a force without noise judges its mean by the directions in which it
+        hardly varies; errors are to be small at every point instead. Each point's density is
+        weighted by its standard deviation (Seitzer et al. 2022), or what is hard to infer would
+        not be learnt; by that of the prior at most, or one that is vast would drive itself. The
+        weights of the joint density and of the outputs are constants here, ``conditional_weight``
+        is not looked at.
+        """
+        assert batch.f is not None
+        force, outputs, _ = self.laws(context, batch.x)
+        error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
+        marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
+        loss = (marginal * log_sd.detach().clamp_max(0).exp()).mean()
+        output_density = _log_density(batch.y, outputs.mean, outputs.log_sd)
+        loss = loss - self.config.output_weight * output_density.mean()
+        correlation = force._replace(log_sd=torch.zeros_like(force.log_sd)).covariance()[:, 0]
+        white = (error / log_sd.exp()).detach().double()
+        factor = cholesky(correlation)
+        solved = torch.linalg.solve_triangular(factor, white[..., None], upper=False)[..., 0]
+        joint = 0.5 * solved.square() + factor.diagonal(dim1=-2, dim2=-1).log()
+        return loss + self.config.joint_weight * joint.mean()
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
+        force, outputs, embedding = self.laws(batch, x_query)
+        return Moments(
+            force.mean[:, 0].double(),
+            (2 * force.log_sd[:, 0].double()).exp(),
+            outputs.mean.double(),
+            (2 * outputs.log_sd.double()).exp(),
+            force.covariance()[:, 0] if covariance else None,
+            embedding,
+        )

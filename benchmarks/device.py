@@ -11,58 +11,57 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dklfm.config import Plan, StreamConfig, TasksConfig, TrainSpec, load_config, validate
+from dklfm.config import Plan, TrainSpec, load_config, parse_system, validate
 from dklfm.inference import load, shipped
+from dklfm.model import ModelCard
 from dklfm.simulate import assemble, parse_spec, simulate
-from dklfm.tasks import Tasks
-from dklfm.training.reobserving import ReobservingTrainer
-from dklfm.training.stream import StreamTrainer
-from dklfm.training.trainer import Trainer
+from dklfm.tasks import SPLITS, Tasks
+from dklfm.training import Trainer, kind_of_trainer
 
+STEPS = 16
+"""Of an epoch."""
 LARGER = 16
 """The larger batches, as multiples of those of the config."""
 
 
-def simulated(spec: dict[str, Any], train: int, test: int) -> tuple[Tasks, dict[str, Any]]:
-    """Few tasks of an experiment, and the settings they are of."""
-    counts = {"train": train, "validation": 8, "test": test}
-    settings = {**spec, "tasks": {**spec["tasks"], "counts": counts}}
+def simulated(spec: dict[str, Any], **counts: int) -> tuple[Tasks, dict[str, Any]]:
+    """So many tasks of each split of an experiment's, and the settings they are of."""
+    every = dict.fromkeys(SPLITS, 0) | counts
+    settings = {**spec, "tasks": {**spec["tasks"], "counts": every}}
     system, config = parse_spec(settings, "benchmark")
-    codes = np.repeat(np.arange(3, dtype=np.int8), list(counts.values()))
-    indices = np.concatenate([np.arange(count) for count in counts.values()])
+    codes = np.repeat(np.arange(len(every), dtype=np.int8), list(every.values()))
+    indices = np.concatenate([np.arange(count) for count in every.values()])
     return assemble(system, codes, simulate(system, config, codes, indices)), settings
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of what may still be under way on the device when a call returns."""
+def timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Wall seconds, those of what is still under way on the device too; and what was returned."""
     if device != "cpu":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    work()
+    found = work()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, found
 
 
 def trainer(train: dict[str, Any], store: dict[str, Any], batch: int, device: str) -> Trainer:
-    """A run whose epochs are 16 steps of so many tasks, without a look at validation tasks."""
+    """A run whose epochs are STEPS of so many tasks, without a look at validation tasks."""
     training = {**train["training"], "batch_size": batch, "validate_every": 1_000_000}
+    count = STEPS * batch
     streamed = "tasks" in training
     if streamed:
-        training["tasks"] = 16 * batch
+        training |= {"tasks": count, "observations": 1}
     spec: TrainSpec = validate(TrainSpec, {**train, "training": training}, "benchmark")
-    tasks, settings = simulated(store, 0 if streamed else 16 * batch, 0)
-    if isinstance(spec.training, StreamConfig):
-        kind: type[Trainer] = StreamTrainer
-    else:
-        kind = ReobservingTrainer if spec.training.reobserve else Trainer
-    return kind(tasks, spec, torch.device(device), settings)
+    tasks, settings = simulated(store, train=0 if streamed else count, validation=8)
+    return kind_of_trainer(spec)(tasks, spec, torch.device(device), settings)
 
 
 def training(config: Path, only: Iterable[str], devices: list[str]) -> None:
@@ -78,11 +77,11 @@ def training(config: Path, only: Iterable[str], devices: list[str]) -> None:
             for batch in (size, LARGER * size) if device != "cpu" else (size,):
                 run = trainer(model.spec, model.parents[0].spec, batch, device)
                 run.run_epoch()
-                took = seconds(run.run_epoch, device)
-                rates[device, batch] = 16 * batch / took
+                took, _ = timed(run.run_epoch, device)
+                rates[device, batch] = STEPS * batch / took
                 ratio = rates[device, batch] / next(iter(rates.values()))
                 print(
-                    f"train {name} {device} batch {batch}: {1000 * took / 16:.1f} ms a step, "
+                    f"train {name} {device} batch {batch}: {1000 * took / STEPS:.1f} ms a step, "
                     f"{rates[device, batch]:.0f} tasks a second, ratio {ratio:.2f}",
                     flush=True,
                 )
@@ -90,31 +89,18 @@ def training(config: Path, only: Iterable[str], devices: list[str]) -> None:
 
 def inference(count: int, devices: list[str]) -> None:
     """Milliseconds a task of every model of the package, and the largest difference of means."""
-    for name in shipped():
-        means = {}
+    for name, folder in shipped().items():
+        about = ModelCard.read(folder).system
+        field = len(parse_system(about, "benchmark").axes) > 1
+        mesh = {"spacing": "regular", "points": 21} if field else {"points": 30}
+        tasks, _ = simulated({"system": about, "tasks": {"mesh": mesh}}, test=count)
+        answers = {}
         for device in devices:
             model = load(name, device).trained
-            system = load(name).system
-            assert system is not None
-            points = 30 if len(system.axes) == 1 else 21
-            spacing = "irregular" if len(system.axes) == 1 else "regular"
-            tasks_config: TasksConfig = validate(
-                TasksConfig,
-                {
-                    "counts": {"train": 0, "validation": 0, "test": count},
-                    "mesh": {"spacing": spacing, "points": points},
-                    "query": 61 if len(system.axes) == 1 else 21,
-                },
-                "benchmark",
-            )
-            codes = np.full(count, 2, dtype=np.int8)
-            arrays = simulate(system, tasks_config, codes, np.arange(count))
-            tasks = assemble(system, codes, arrays)
             model.infer(tasks)
-            took = seconds(lambda model=model, tasks=tasks: model.infer(tasks), device)
-            found = model.infer(tasks).data
-            means[device] = found["force_mean"].to_numpy(), found["force_sd"].to_numpy()
-            apart = np.abs(means[device][0] - means["cpu"][0]) / means["cpu"][1]
+            took, answers[device] = timed(partial(model.infer, tasks), device)
+            apart = answers[device]["force_mean"] - answers["cpu"]["force_mean"]
+            apart = np.abs(apart) / answers["cpu"]["force_sd"]
             print(
                 f"infer {name} {device}: {1000 * took / count:.2f} ms a task, means differ by "
                 f"{apart.max():.1e} posterior standard deviations at most",

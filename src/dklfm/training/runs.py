@@ -99,6 +99,13 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
     return Trust.fit(known, alike, strangers, trainer.spec.seed)
 
 
+def kind_of_trainer(spec: TrainSpec) -> type[Trainer]:
+    """The state that a training with these settings moves through."""
+    if isinstance(spec.training, StreamConfig):
+        return StreamTrainer
+    return ReobservingTrainer if spec.training.reobserve else Trainer
+
+
 def run(
     spec: Mapping[str, Any],
     tasks: Tasks,
@@ -126,11 +133,7 @@ def run(
     checked: TrainSpec = validate(TrainSpec, dict(spec), "train")
     chosen = choose_device(device)
     begun = None if start is None else load_model(start, chosen)
-    if isinstance(checked.training, StreamConfig):
-        kind: type[Trainer] = StreamTrainer
-    else:
-        kind = ReobservingTrainer if checked.training.reobserve else Trainer
-    trainer = kind(tasks, checked, chosen, simulation, begun)
+    trainer = kind_of_trainer(checked)(tasks, checked, chosen, simulation, begun)
     with alone_in(folder):
         _run(checked, trainer, tasks, folder, simulation or {}, simulation_cpu_s, start)
 

@@ -159,7 +159,7 @@ class StreamTrainer(Trainer):
         return self._pair(self._simulated(self.epoch))
 
     def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
-        """The noise-free truth at the query points for an operator, and the observations."""
+        """The noise-free truth at the query points, for models judged by it, and observations."""
         context = Batch.of(tasks, self.scale).to(self.device)
         if not isinstance(self.spec.model, OperatorConfig | ModalConfig):
             return context, context

@@ -27,9 +27,18 @@ SMALL: dict[str, dict[str, Any]] = {
         "kernel": {"width": 16, "blocks": 1, "coordinates": 4},
         "noise": "given",
     },
-    "modal": {"nodes": 10, "modes": 24, "width": 32, "layers": 2, "coordinates": 3},
+    "linearised": {
+        "nodes": 15,
+        "modes": 8,
+        "force_modes": 8,
+        "unknowns": 4,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "passes": 2,
+    },
 }
-ALIKE = ("operator", "kernel_route")
+ALIKE = ("operator", "kernel_route", "linearised")
 SIMULATION: dict[str, Any] = {
     "system": {
         "name": "transcription",
@@ -216,7 +225,7 @@ def observed(times: int, mesh: dict[str, Any]) -> StreamTrainer:
     simulation = SIMULATION | {"tasks": settings}
     tasks = simulate.assemble(*_few(simulation))
     wanted = {"tasks": 4, "observations": times, "least_points": None, "least_outputs": None}
-    spec = SPEC | {"model": {"name": "modal"} | SMALL["modal"]}
+    spec = SPEC | {"model": {"name": "linearised"} | SMALL["linearised"]}
     checked = validate(TrainSpec, spec | {"training": SPEC["training"] | wanted}, "test")
     return StreamTrainer(tasks, checked, torch.device("cpu"), simulation)
 

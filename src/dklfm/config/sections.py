@@ -214,21 +214,29 @@ class OperatorConfig(Section):
         return self
 
 
-class ModalConfig(Section):
-    """The amortised posterior by a network of the weights of few modes of the outputs; any mesh.
+class LinearisedConfig(Section):
+    """The amortised posterior by conditioning on an equation that a network makes linear; any mesh.
 
-    The ``modes`` and their law are learnt from simulated tasks to second order; outputs are told
-    apart. What is read lies on ``nodes`` an axis. ``coordinates`` are those of the deep kernel.
+    Each output is a combination of ``modes``, the force of ``force_modes``, both learnt from
+    simulated tasks on an even grid of ``nodes`` an axis; ``unknowns`` more numbers stand for what
+    else is unknown. The network, ``width`` wide with ``layers`` blocks, linearises in as many
+    ``passes``, each of which sees what the last one found. ``exchangeable`` outputs have one law
+    and may be of any number, with attention of so many ``heads`` among them; others are told apart
+    by their place.
     """
 
-    name: Literal["modal"] = "modal"
-    modes: Annotated[int, Field(ge=1, le=1024)] = 48
-    nodes: Annotated[int, Field(ge=4, le=256)] = 16
-    width: Size = 384
+    name: Literal["linearised"] = "linearised"
+    nodes: Annotated[int, Field(ge=4, le=256)] = 61
+    modes: Annotated[int, Field(ge=3, le=256)] = 16
+    force_modes: Annotated[int, Field(ge=1, le=256)] = 18
+    unknowns: Size = 14
+    width: Size = 256
     layers: Size = 4
-    coordinates: Size = 8
+    heads: Size = 8
+    passes: Size = 1
+    exchangeable: bool = False
     output_weight: Annotated[float, Field(ge=0)] = 0.05
-    joint_weight: Annotated[float, Field(ge=0)] = 0.1
+    joint_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainingConfig(Section):
@@ -287,7 +295,7 @@ class StreamConfig(TrainingConfig):
 
     ``tasks`` are those of an epoch, each observed ``observations`` times: at other points, with
     other noise. Epochs take their ``meshes`` in turn; without any, the mesh is that of the
-    validation tasks. Operator and modal networks are judged by the truth at ``queries`` random
+    validation tasks. Operator and linearised models are judged by the truth at ``queries`` random
     points of the query grid (all, if null). They have no use for ``least_window``,
     ``reflect_axes``, ``negate`` and ``conditional_weight``.
     """
@@ -317,7 +325,7 @@ class KernelRouteConfig(ModelConfig):
 STREAM = "dklfm_stream"
 TrainedMethod = Literal["dklfm", "dklfm_stream", "neural_process", "fno"]
 StreamModel = Annotated[
-    OperatorConfig | ModalConfig | KernelRouteConfig,
+    OperatorConfig | LinearisedConfig | KernelRouteConfig,
     Field(discriminator="name"),
     BeforeValidator(lambda value: {"name": "operator"} if value == {} else value),
 ]
@@ -325,7 +333,7 @@ AnyModel = (
     ModelConfig
     | KernelRouteConfig
     | OperatorConfig
-    | ModalConfig
+    | LinearisedConfig
     | NeuralProcessConfig
     | FourierRegressorConfig
 )
@@ -362,7 +370,7 @@ class TrainSpec(Section):
 
     @model_validator(mode="after")
     def _nothing_unheard(self) -> Self:
-        if isinstance(self.model, OperatorConfig | ModalConfig):
+        if isinstance(self.model, OperatorConfig | LinearisedConfig):
             fresh = StreamConfig()
             for setting in ("least_window", "reflect_axes", "negate", "conditional_weight"):
                 if getattr(self.training, setting) != getattr(fresh, setting):

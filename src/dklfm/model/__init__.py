@@ -6,7 +6,7 @@ from dklfm.model.batch import Batch, Scale
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.build import build_model
 from dklfm.model.dklfm import DKLFM, Embedding
-from dklfm.model.modal import ModalLFM
+from dklfm.model.linearised import LinearisedLFM
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.store import ModelCard, choose_device, load_model, save_model, ship
 from dklfm.model.trust import Statistics, Trust
@@ -18,7 +18,7 @@ __all__ = [
     "Embedding",
     "ForceModel",
     "FourierRegressor",
-    "ModalLFM",
+    "LinearisedLFM",
     "ModelCard",
     "Moments",
     "NeuralProcess",

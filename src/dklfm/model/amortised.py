@@ -2,24 +2,24 @@
 
     f | y ~ GP(m_f(x; y), k_f(x, x'; y)),    h_j | y ~ GP(m_j(x; y), k_j(x, x'; y))
 
-How means, deviations and kernel coordinates come from the observations is what models differ in.
+How means, deviations and correlations come from the observations is what models differ in.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from dklfm.config import ModalConfig, OperatorConfig
+from dklfm.config import LinearisedConfig, OperatorConfig
 from dklfm.model.base import ForceModel, Moments
 from dklfm.model.batch import Batch
 from dklfm.model.gaussian import LogDensities, cholesky
-from dklfm.model.linear import LinearLaw
 
 _DIAGONAL = 1e-3
 """Share of the residual's variance that is not smooth: keeps its covariance invertible."""
@@ -31,21 +31,53 @@ def _log_density(values: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
     return -0.5 * square - log_sd - 0.5 * math.log(2 * math.pi)
 
 
-class Law(NamedTuple):
-    """Gaussian processes at points: means, standard deviations and kernel coordinates."""
+@dataclass(frozen=True)
+class Law(ABC):
+    """Gaussian processes at points: means, standard deviations and how the residuals go together.
 
-    mean: Float[Tensor, "task function query"]
-    log_sd: Float[Tensor, "task function query"]
-    coordinates: Float[Tensor, "task function query size"]
+    ``mean`` and ``log_sd`` are ``task x function x query``.
+    """
 
-    def covariance(self) -> Float[Tensor, "task function query query"]:
-        """S s' κ(φ, φ') of the residuals, in float64; κ is squared-exponential."""
-        sd, coordinates = self.log_sd.double().exp(), self.coordinates.double()
+    mean: Tensor
+    log_sd: Tensor
+
+    @abstractmethod
+    def smooth(self) -> Tensor:
+        """``task x function x query x query`` correlations of what is smooth, in float64."""
+
+    def correlation(self) -> Tensor:
+        """``task x function x query x query`` correlations, in float64."""
+        smooth = self.smooth()
+        return (1 - _DIAGONAL) * smooth + _DIAGONAL * torch.eye(smooth.shape[-1]).to(smooth)
+
+    def covariance(self) -> Tensor:
+        """``task x function x query x query`` covariance s s' ρ of the residuals, in float64."""
+        sd = self.log_sd.double().exp()
+        return sd[..., :, None] * sd[..., None, :] * self.correlation()
+
+
+@dataclass(frozen=True)
+class KernelLaw(Law):
+    """A squared-exponential kernel of ``task x function x query x size`` coordinates."""
+
+    coordinates: Tensor
+
+    def smooth(self) -> Tensor:
+        coordinates = self.coordinates.double()
         squares = coordinates.square().sum(-1)
         apart = squares[..., :, None] + squares[..., None, :] - 2 * coordinates @ coordinates.mT
-        smooth = (1 - _DIAGONAL) * (-0.5 * apart.clamp_min(0)).exp()
-        correlation = smooth + _DIAGONAL * torch.eye(apart.shape[-1]).to(apart)
-        return sd[..., :, None] * sd[..., None, :] * correlation
+        return (-0.5 * apart.clamp_min(0)).exp()
+
+
+@dataclass(frozen=True)
+class FactorLaw(Law):
+    """Few features: ``task x function x query x latent`` loads, whose products correlate."""
+
+    loads: Tensor
+
+    def smooth(self) -> Tensor:
+        unit = nn.functional.normalize(self.loads.double(), dim=-1)
+        return unit @ unit.mT
 
 
 class Laws(NamedTuple):
@@ -61,8 +93,21 @@ class AmortisedLFM(ForceModel):
 
     method = "dklfm_stream"
     joint = True
-    config: OperatorConfig | ModalConfig
-    linear: LinearLaw | None
+    config: OperatorConfig | LinearisedConfig
+
+    @property
+    @abstractmethod
+    def mesh(self) -> int | None:
+        """Points an axis of the even grid that :meth:`learn` needs, if there is a use for it."""
+
+    @abstractmethod
+    def learn(self, outputs: Tensor, force: Tensor) -> None:
+        """Take what does not depend on training from simulated tasks.
+
+        Args:
+            outputs: free of noise, ``task x output x point`` on the grid, on the model's scale.
+            force: ``task x point``, likewise.
+        """
 
     @abstractmethod
     def laws(self, context: Batch, x: Tensor) -> Laws:
@@ -109,7 +154,9 @@ class AmortisedLFM(ForceModel):
         loss = (marginal * log_sd.detach().clamp_max(0).exp()).mean()
         output_density = _log_density(batch.y, outputs.mean, outputs.log_sd)
         loss = loss - self.config.output_weight * output_density.mean()
-        correlation = force._replace(log_sd=torch.zeros_like(force.log_sd)).covariance()[:, 0]
+        if not self.config.joint_weight:
+            return loss
+        correlation = force.correlation()[:, 0]
         white = (error / log_sd.exp()).detach().double()
         factor = cholesky(correlation)
         solved = torch.linalg.solve_triangular(factor, white[..., None], upper=False)[..., 0]

@@ -8,7 +8,7 @@ from functools import partial
 from dklfm.config import (
     FourierRegressorConfig,
     KernelRouteConfig,
-    ModalConfig,
+    LinearisedConfig,
     NeuralProcessConfig,
     OperatorConfig,
     TrainSpec,
@@ -17,7 +17,7 @@ from dklfm.model.base import ForceModel
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.dklfm import DKLFM
 from dklfm.model.ensemble import Ensemble
-from dklfm.model.modal import ModalLFM
+from dklfm.model.linearised import LinearisedLFM
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.streamed import StreamedDKLFM
 
@@ -36,8 +36,8 @@ def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
         return FourierRegressor(spec.model, axes, outputs)
     if isinstance(spec.model, OperatorConfig):
         return OperatorLFM(spec.model, axes, outputs)
-    if isinstance(spec.model, ModalConfig):
-        return ModalLFM(spec.model, axes, outputs)
+    if isinstance(spec.model, LinearisedConfig):
+        return LinearisedLFM(spec.model, axes, outputs)
     single: Callable[[], ForceModel] = partial(DKLFM, spec.model, axes, outputs)
     if isinstance(spec.model, KernelRouteConfig):
         single = partial(StreamedDKLFM, spec.model, axes, outputs)

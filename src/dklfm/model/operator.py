@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dklfm.config import OperatorConfig
-from dklfm.model.amortised import AmortisedLFM, Law, Laws
+from dklfm.model.amortised import AmortisedLFM, KernelLaw, Laws
 from dklfm.model.batch import Batch
 from dklfm.model.encoders import masked_mean
 from dklfm.model.features import FourierFeatures
@@ -183,6 +183,14 @@ class OperatorLFM(AmortisedLFM):
             nn.Linear(sizes[0], width), nn.GELU(), nn.Linear(width, smoothings * (1 + 2 * axes))
         )
 
+    @property
+    def mesh(self) -> int | None:
+        return self.linear.fine[0] if self.linear else None
+
+    def learn(self, outputs: Tensor, force: Tensor) -> None:
+        if self.linear is not None:
+            self.linear.learn(outputs, force)
+
     def _seen(self, context: Batch) -> tuple[list[Seen], Tensor | None]:
         """By each way of smoothing, the best for outputs last; and a guess at the force."""
         relative, scale, location, noise = standardise(context)
@@ -220,11 +228,11 @@ class OperatorLFM(AmortisedLFM):
         terms = weights @ torch.cat([each.terms() for each in seen], -1)
         read = (self.coefficients(inputs[:, 1:]) * terms).sum(-1)  # task output query
         free, *residual = self.head_force(inputs[:, :1], x)
-        force = Law(free + masked_mean(read, ~unseen[:, 1:, None], 1)[:, None], *residual)
+        force = KernelLaw(free + masked_mean(read, ~unseen[:, 1:, None], 1)[:, None], *residual)
         found, scale, location, *_ = seen[-1]
         smooth = (weights @ torch.stack([found.mean, found.sd.log()], -1).float()).unbind(-1)
         shift, log_ratio, coordinates = self.head_outputs(inputs[:, 1:], x)
-        of_outputs = Law(
+        of_outputs = KernelLaw(
             location + scale * (smooth[0] + smooth[1].exp() * shift),
             scale.log() + smooth[1] + log_ratio,
             coordinates,

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dklfm.config import Mesh, ModalConfig, OperatorConfig, StreamConfig, TasksConfig
+from dklfm.config import LinearisedConfig, Mesh, OperatorConfig, StreamConfig, TasksConfig
 from dklfm.errors import ConfigError, DataError
-from dklfm.model import AmortisedLFM, Batch, ForceModel, ModalLFM
+from dklfm.model import AmortisedLFM, Batch, ForceModel, LinearisedLFM
 from dklfm.simulate import assemble, simulate
 from dklfm.systems import System
 from dklfm.tasks import DIMENSIONS, Tasks
@@ -24,7 +24,9 @@ _LARGEST = 1e6
 _LOOK = 32
 """Tasks that are observed alike, when a trained model looks at tasks."""
 _LINEAR_TASKS = 8192
-"""That the linear law of force and outputs is learnt from."""
+"""That the linear law of force and outputs, or their modes, are learnt from."""
+_LOOKS = 16
+"""Subsets of what is observed in the first epoch that inputs are standardised by."""
 _STREAM_STRIDE = 2**32
 """Between the indices of the first tasks of two seeds; stored tasks come before."""
 
@@ -56,10 +58,11 @@ class StreamTrainer(Trainer):
 
     def _new_model(self, axes: int) -> ForceModel:
         model = super()._new_model(axes)
-        if isinstance(model, AmortisedLFM) and model.linear is not None:
-            model.linear.learn(*self._truth_on_a_mesh(model.linear.fine[0]))
-        if isinstance(model, ModalLFM):
-            model.standardise(self.train[1])
+        if isinstance(model, AmortisedLFM) and model.mesh is not None:
+            model.learn(*self._truth_on_a_mesh(model.mesh))
+        if isinstance(model, LinearisedLFM):
+            self.model = model  # decides what is observed
+            model.modes.standardise([self._augmented(*self.train)[1] for _ in range(_LOOKS)])
         return model
 
     def _truth_on_a_mesh(self, points: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,7 @@ class StreamTrainer(Trainer):
             arrays = {name: values[usual] for name, values in arrays.items()}
             truth, context = self._pair(assemble(self.system, codes[usual], arrays))
             if part % 2 and len(self.system.axes) == 1:
-                outputs = self._subset(context.y.shape[1], self.stream.least_outputs)
+                outputs = self._seen_outputs(context.y.shape[1])
                 if outputs is not None:
                     alike = self.model.exchangeable
                     context = context.outputs(outputs) if alike else context.only(outputs)
@@ -161,7 +164,7 @@ class StreamTrainer(Trainer):
     def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
         """The noise-free truth at the query points, for models judged by it, and observations."""
         context = Batch.of(tasks, self.scale).to(self.device)
-        if not isinstance(self.spec.model, OperatorConfig | ModalConfig):
+        if not isinstance(self.spec.model, OperatorConfig | LinearisedConfig):
             return context, context
         if "f" not in tasks or "h_query" not in tasks:
             raise DataError("dklfm_stream is trained by the true force and outputs, f and h_query")
@@ -181,7 +184,7 @@ class StreamTrainer(Trainer):
         config = self.stream
         points = self._subset(context.x.shape[1], config.least_points, config.most_points)
         queries = self._subset(batch.x.shape[1], config.queries, config.queries)
-        outputs = self._subset(context.y.shape[1], config.least_outputs)
+        outputs = self._seen_outputs(context.y.shape[1])
         if points is not None:
             context = context.points(points.sort().values)
         if queries is not None:
@@ -191,6 +194,19 @@ class StreamTrainer(Trainer):
         elif outputs is not None:
             context = context.only(outputs)
         return batch, context
+
+    def _seen_outputs(self, size: int) -> Tensor | None:
+        """Some of so many outputs; few of those that are alike are as frequent as many.
+
+        Of few there is more to learn, and they cost less.
+        """
+        least = self.stream.least_outputs
+        if least is None or not self.model.exchangeable:
+            return self._subset(size, least)
+        least = min(least, size)
+        share = float(torch.rand((), generator=self.generator))
+        count = int(least * ((size + 1) / least) ** share)
+        return torch.randperm(size, generator=self.generator)[:count].to(self.device)
 
 
 def _whole(count: float) -> int:

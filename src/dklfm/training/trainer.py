@@ -48,6 +48,7 @@ class Trainer:
         self.validation = self._pair(tasks.split("validation"))
         torch.manual_seed(spec.seed)
         self.outputs = train["y"].shape[1]
+        self.generator = torch.Generator().manual_seed(spec.seed)
         axes = len(self.scale.low)
         if start is None:
             self.model = self._new_model(axes).to(device)
@@ -55,7 +56,6 @@ class Trainer:
             self.model = start[0].to(device).train()
         average = get_ema_multi_avg_fn(spec.training.average)
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
-        self.generator = torch.Generator().manual_seed(spec.seed)
         config = spec.training
         self.optimiser, rates = _optimiser(self.model, config)
         steps = config.epochs * math.ceil(len(train) / config.batch_size)

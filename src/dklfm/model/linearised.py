@@ -1,0 +1,409 @@
+"""The amortised posterior by exact conditioning on an equation that a network makes linear.
+
+Over the tasks of a system, force and outputs are combinations of few modes,
+
+    f(x) = m_f(x) + φ(x)·w,    h_j(x) = l_j + s_j (m_j(x) + ψ_j(x)·c_j),    (w, z) ~ N(0, I).
+
+Given what the system does not tell, rates above all, outputs are close to linear in the force. From
+what was observed a network says how,
+
+    c_j = μ_j(y) + D_j(y) (w, z),
+
+where z stands for what stays unknown beside the force. The rest is algebra: outputs and force are
+one Gaussian with a covariance of few features, as in a deep kernel, whose factors D_j depend on the
+embedding (Eqs. 4-6 of the paper); conditioned on the observations it is the posterior. So the fit
+to the observations is exact and not learnt, and what is learnt, the operator of the equation as the
+observations suggest it, varies little. It is a step of Gauss-Newton, or of an extended Kalman
+filter, whose linearisation comes from a network in place of a solver. With several ``passes`` the
+network sees what the last one found, and says anew.
+
+An output's observations enter by sums of the size of its modes, ψᵀN⁻¹ψ and ψᵀN⁻¹y, so that any
+mesh, missing values and unequal noise are taken as they come, and a task costs little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dklfm.config import LinearisedConfig
+from dklfm.model.amortised import AmortisedLFM, FactorLaw, Laws
+from dklfm.model.batch import Batch
+from dklfm.model.encoders import masked_mean
+from dklfm.model.gaussian import cholesky
+from dklfm.model.interpolation import spline_weights
+from dklfm.model.smoothing import LEAST_NOISE, even_grid, standardise
+
+_LEAST_DEVIATION = 0.05
+"""Of an input over tasks: what hardly varies is not made larger than that."""
+_LARGEST = 10.0
+"""Of a standardised input: unlike observations do not drive a network out of its range."""
+_FAINT = 0.01
+"""Deviation of weights that are to matter little at first."""
+_TRUSTED = 4.0
+"""Logit of the share of an output's information that is used at first."""
+_BRISK = 10.0
+"""Factors and shares are few, and learn so much faster."""
+_LEAST_VARIANCE = 1e-6
+"""Of the force: what all modes together leave."""
+_VAGUE = 0.1
+"""Prior precision of level and size of an output in units of what was observed of it."""
+
+
+class Seen(NamedTuple):
+    """What the observations of each output say of the weights c of its modes.
+
+    Their log likelihood is −½ cᵀ ``precision`` c + ``pull``·c and a constant, outputs being
+    ``location`` + ``scale`` (m + ψ·c).
+    """
+
+    precision: Float[Tensor, "task output mode mode"]
+    pull: Float[Tensor, "task output mode"]
+    location: Float[Tensor, "task output 1"]
+    scale: Float[Tensor, "task output 1"]
+    described: Float[Tensor, "task output size"]
+
+
+class Modes(nn.Module):
+    """Means and modes of force and outputs on an even grid, learnt from simulated tasks.
+
+    Outputs that are alike share theirs, each in units of its own observed deviation about its own
+    observed level; those that are told apart have their own, on the model's scale.
+    """
+
+    def __init__(self, config: LinearisedConfig, axes: int, outputs: int) -> None:
+        super().__init__()
+        self.nodes, self.alike = (config.nodes,) * axes, config.exchangeable
+        grid, kinds = even_grid(self.nodes).float(), 1 if config.exchangeable else outputs
+        # Nothing learnt: waves, the slow ones first.
+        self.register_buffer("mean", torch.zeros(kinds, len(grid)))
+        self.register_buffer("basis", _waves(grid, config.modes).repeat(kinds, 1, 1))
+        self.register_buffer("prior", torch.ones(config.modes))
+        self.force_mean = nn.Parameter(torch.zeros(len(grid)))
+        self.force_basis = nn.Parameter(_waves(grid, config.force_modes))
+        described = 4 * config.modes + 6
+        self.register_buffer("usual", torch.zeros(kinds, described))
+        self.register_buffer("deviation", torch.ones(kinds, described))
+
+    mean: Tensor  # kind node
+    basis: Tensor  # kind node mode
+    prior: Tensor  # mode, precision of the weights when nothing else is known
+    usual: Tensor  # kind size
+    deviation: Tensor  # kind size
+
+    @torch.no_grad()
+    def learn(self, outputs: Tensor, force: Tensor) -> Tensor:
+        """Take means and modes from simulated tasks.
+
+        Args:
+            outputs: free of noise, ``task x output x node``, on the model's scale.
+            force: ``task x node``, likewise.
+
+        Returns:
+            ``kind x mode x force mode`` regression of the weights of outputs on those of the force.
+        """
+        h, f = outputs.double(), force.double()
+        mean, basis, drive = _principal(f, self.force_basis.shape[1])
+        self.force_mean.copy_(mean)
+        self.force_basis.copy_(basis)
+        slopes = []
+        if self.alike:
+            level = h.mean(-1, keepdim=True)
+            spread = h.std(-1, keepdim=True).clamp_min(LEAST_NOISE)
+            flat = ((h - level) / spread).flatten(0, 1)
+            # Level and size are units of what was observed: those of the function are near them.
+            count = self.basis.shape[-1] - 2
+            mean, basis, weights = _principal(flat, count)
+            self.basis[0] = torch.cat([basis, torch.ones_like(basis[:, :1]), mean[:, None]], -1)
+            self.prior[-2:] = _VAGUE
+            both = weights.unflatten(0, h.shape[:2]).mean(1).mT @ drive / len(h)
+            slopes.append(torch.cat([both, both.new_zeros(2, both.shape[1])]))
+        else:
+            for i in range(h.shape[1]):
+                mean, basis, weights = _principal(h[:, i], self.basis.shape[-1])
+                self.mean[i], self.basis[i] = mean, basis
+                slopes.append(weights.mT @ drive / len(h))
+        return torch.stack(slopes).float()
+
+    @torch.no_grad()
+    def standardise(self, contexts: Sequence[Batch]) -> None:
+        """Learn the usual mean and deviation of every input from observed tasks."""
+        found = [self._read(context) for context in contexts]
+        if self.alike:
+            every = [s.described[c.mask.any(-1)] for s, c in zip(found, contexts, strict=True)]
+            described = torch.cat(every)[:, None]
+        else:
+            described = torch.cat([each.described for each in found])
+        self.usual.copy_(described.mean(0))
+        self.deviation.copy_(described.std(0).clamp_min(_LEAST_DEVIATION))
+
+    @torch.no_grad()
+    def forward(self, context: Batch) -> Seen:
+        """Sums over the observations of a batch on the model's scale."""
+        seen = self._read(context)
+        standard = (seen.described - self.usual) / self.deviation
+        return seen._replace(described=standard.clamp(-_LARGEST, _LARGEST))
+
+    def outputs(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Means, ``task x kind x point``, and modes, ``task x kind x point x mode``.
+
+        Args:
+            at: ``task x point x node`` weights of the nodes.
+        """
+        kinds, _, size = self.basis.shape
+        # One product for all kinds, without a copy of the weights for each.
+        design = (at @ self.basis.transpose(0, 1).flatten(1)).unflatten(-1, (kinds, size))
+        return (at @ self.mean.mT).mT, design.transpose(1, 2)
+
+    def _read(self, context: Batch) -> Seen:
+        mask = context.mask
+        relative, own, level, noise = standardise(context)
+        mean, design = self.outputs(spline_weights(self.nodes, context.x))
+        design = design.double()
+        if self.alike:
+            location, scale, residual = level, own, relative - mean
+        else:
+            location, scale = torch.zeros_like(level), torch.ones_like(own)
+            residual, noise = context.y - mean, noise * own.square()
+        weight = torch.where(mask, 1 / noise.double(), 0.0)
+        precision = (weight[..., None] * design).mT @ design
+        pull = ((weight * residual)[..., None, :] @ design)[..., 0, :]
+        # By itself, so that the network sees numbers of the order of one.
+        factor = cholesky(precision + torch.diag(self.prior.double()))
+        alone = torch.cholesky_solve(pull[..., None], factor)[..., 0].float()
+        spread = torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1).sqrt()
+        share = masked_mean((context.y_sd / own).clamp_min(LEAST_NOISE).log(), mask, -1)[..., None]
+        count = (1 + mask.sum(-1, keepdim=True)).float().log()
+        # In units of the model, of the output and of the task, whichever the system cares for.
+        shared = masked_mean(own.log(), mask.any(-1)[..., None], 1)[:, None].exp()
+        raw = alone * own if self.alike else alone
+        parts = [raw, raw / own, raw / shared, spread.float().log()]
+        parts += [own, own.log(), level / own, level]
+        described = torch.cat([*parts, share, count], -1)
+        return Seen(precision, pull, location, scale, described)
+
+
+class Block(nn.Module):
+    """A network of each token, after attention among them where there are several."""
+
+    def __init__(self, width: int, heads: int | None) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        if heads is not None:
+            self.norm = nn.LayerNorm(width)
+            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+            self.summary = nn.Linear(width, width)
+        self.heads = heads
+
+    def forward(self, values: Tensor, unseen: Tensor) -> Tensor:
+        """``task token width`` to the same; unseen tokens, ``task token``, are not looked at."""
+        if self.heads is not None:
+            normed = self.norm(values)
+            # Sequences of a few tokens: the blocked kernels cost more than they save.
+            with sdpa_kernel(SDPBackend.MATH):
+                attended, _ = self.attention(
+                    normed, normed, normed, key_padding_mask=unseen, need_weights=False
+                )
+            mean = masked_mean(normed, ~unseen[..., None], 1)[:, None]
+            values = values + attended + self.summary(mean)
+        return values + self.network(values)
+
+
+class Found(NamedTuple):
+    """Posterior of (w, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it."""
+
+    mean: Float[Tensor, "task latent"]
+    root: Float[Tensor, "task latent latent"]
+    offset: Float[Tensor, "task output mode"]  # μ
+    design: Float[Tensor, "task output mode latent"]  # D
+
+    def weights(self) -> Tensor:
+        """Posterior mean of c, ``task x output x mode``."""
+        shift = self.design.flatten(1, 2) @ self.mean[..., None]
+        return self.offset + shift[..., 0].unflatten(1, self.offset.shape[1:])
+
+    def loads(self) -> Tensor:
+        """Its root, ``task x output x mode x latent``."""
+        found = self.design.flatten(1, 2) @ self.root
+        return found.unflatten(1, self.offset.shape[1:])
+
+    def summary(self) -> Tensor:
+        """``task x size``: means and log deviations of (w, z)."""
+        spread = self.root.square().sum(-1)
+        return torch.cat([self.mean, 0.5 * spread.log()], -1).float()
+
+
+class Pass(nn.Module):
+    """Blocks that see the tokens, and what was found before, and what is read from them."""
+
+    def __init__(self, width: int, layers: int, heads: int | None, report: int, size: int) -> None:
+        super().__init__()
+        self.report = nn.Linear(report, width) if report else None
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        read = nn.Linear(width, size)
+        nn.init.normal_(read.weight, std=_FAINT / 10)
+        nn.init.zeros_(read.bias)
+        self.read = nn.Sequential(nn.LayerNorm(width), read)
+
+    def forward(
+        self, values: Tensor, unseen: Tensor, report: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``task token width`` to the same, and ``task token size`` numbers."""
+        if self.report is not None:
+            values = values + self.report(report)
+        for block in self.blocks:
+            values = block(values, unseen)
+        return values, self.read(values)
+
+
+class LinearisedLFM(AmortisedLFM):
+    """The model; see the module's docstring."""
+
+    def __init__(self, config: LinearisedConfig, axes: int, outputs: int) -> None:
+        super().__init__()
+        self.config, self.outputs, width = config, outputs, config.width
+        self.exchangeable = alike = config.exchangeable
+        self.modes = Modes(config, axes, outputs)
+        self.latents = config.force_modes + config.unknowns
+        # Outputs that are alike are tokens; those that are told apart are one together.
+        kinds, parts = len(self.modes.mean), 1 if alike else outputs
+        heads = config.heads if alike else None
+        self.lift = nn.Linear(parts * self.modes.usual.shape[-1], width)
+        self.sizes = [config.modes * self.latents, config.modes, 1]
+        report, size = 2 * (self.latents + parts * config.modes), parts * sum(self.sizes)
+        self.passes = nn.ModuleList(
+            Pass(width, config.layers, heads, report if i else 0, size)
+            for i in range(config.passes)
+        )
+        self.design = nn.Parameter(_FAINT * torch.randn(kinds, config.modes, self.latents))
+        offset = torch.zeros(kinds, config.modes)
+        if alike:
+            offset[:, -1] = 1  # the mean function is the last mode
+        self.offset = nn.Parameter(offset)
+        self.told = nn.Linear(2 * self.latents, width)
+        self.last = Block(width, heads)
+        self.outputs_factor = nn.Linear(width, parts)
+        nn.init.zeros_(self.outputs_factor.weight)
+        nn.init.zeros_(self.outputs_factor.bias)
+        size = self.modes.force_basis.shape[0]
+        final = nn.Linear(width, 2 * size)
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        self.correct = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), final)
+
+    @property
+    def mesh(self) -> int:
+        """Points an axis of the even grid that modes are learnt on."""
+        return self.modes.nodes[0]
+
+    @torch.no_grad()
+    def learn(self, outputs: Tensor, force: Tensor) -> None:
+        """Take modes from simulated tasks; arguments as for :meth:`Modes.learn`."""
+        slopes = self.modes.learn(outputs, force)
+        self.design[..., : slopes.shape[-1]] = slopes
+
+    def laws(self, context: Batch, x: Tensor) -> Laws:
+        self.require_outputs(context)
+        seen = self.modes(context)
+        unseen = ~context.mask.any(-1) if self.exchangeable else context.mask.new_zeros(len(x), 1)
+        unseen = unseen & ~unseen.all(-1, keepdim=True)  # attention over nothing is NaN
+        values = self.lift(self._joined(seen.described))
+        found: Found | None = None
+        for each in self.passes:
+            report = None if found is None else self._reported(found)
+            values, read = each(values, unseen, report)
+            found = self._conditioned(seen, self._parted(read))
+        assert found is not None
+        told = self.told(found.summary())[:, None]
+        values = self.last(values + told, unseen)
+        embedding = masked_mean(values, ~unseen[..., None], 1)
+        shift, log_ratio = self.correct(embedding).chunk(2, -1)  # task node
+
+        root, modes = found.root, self.modes
+        force_modes = modes.force_basis.shape[-1]
+        at = spline_weights(modes.nodes, x)  # task query node
+        design = at @ modes.force_basis  # task query force mode
+        loads = design.double() @ root[:, :force_modes]
+        log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
+        log_sd = log_sd + (at @ log_ratio[..., None])[..., 0]
+        weights = found.mean[:, :force_modes, None].float()
+        mean = at @ modes.force_mean + (design @ weights)[..., 0]
+        # In units of what is not known: where a force is sure there is little to correct.
+        mean = mean + (at @ shift[..., None])[..., 0] * log_sd.detach().exp()
+        force = FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
+        # The outputs' law follows; trained by it too, sharper by far, the network serves it first.
+        known = Found(*(each.detach() for each in found))
+        log_factor = self._parted(self.outputs_factor(values.detach()))
+        return Laws(force, self._outputs(seen, known, log_factor, at), embedding)
+
+    def _outputs(self, seen: Seen, found: Found, log_factor: Tensor, at: Tensor) -> FactorLaw:
+        mean, read = self.modes.outputs(at)
+        mean = mean + (read @ found.weights().float()[..., None])[..., 0]
+        spread = read.double() @ found.loads()
+        variance = spread.square().sum(-1).float() + LEAST_NOISE**2
+        log_sd = seen.scale.log() + 0.5 * variance.log() + log_factor
+        return FactorLaw(seen.location + seen.scale * mean, log_sd, spread)
+
+    def _conditioned(self, seen: Seen, read: Tensor) -> Found:
+        """The posterior of (w, z) by what was read, ``task x output x number``; in float64."""
+        design, offset, trust = read.split(self.sizes, -1)
+        design = self.design + design.unflatten(-1, self.design.shape[1:])
+        design, offset = design.double(), (self.offset + offset).double()
+        # What a linear law cannot fit is not to be believed in full.
+        trust = torch.sigmoid(_TRUSTED + _BRISK * trust).double()
+        both = torch.cat([design, offset[..., None]], -1)
+        weighted, fitted = (trust[..., None] * (seen.precision @ both)).split([self.latents, 1], -1)
+        pull = trust * seen.pull - fitted[..., 0]
+        # One product over outputs and modes, not one an output.
+        transposed = design.flatten(1, 2).mT
+        eye = torch.eye(self.latents).to(design)
+        factor = cholesky(eye + transposed @ weighted.flatten(1, 2))
+        root = torch.linalg.solve_triangular(factor.mT, eye, upper=True)
+        mean = root @ (root.mT @ (transposed @ pull.flatten(1)[..., None]))
+        return Found(mean[..., 0], root, offset, design)
+
+    def _reported(self, found: Found) -> Tensor:
+        """``task x token x size``: these, and the outputs that go with them."""
+        fit = self._joined(torch.cat([found.weights(), found.offset], -1).float())
+        both = torch.cat([found.summary()[:, None].expand(-1, fit.shape[1], -1), fit], -1)
+        return both.clamp(-_LARGEST, _LARGEST)
+
+    def _joined(self, values: Tensor) -> Tensor:
+        """``task x output x size`` as tokens."""
+        return values if self.exchangeable else values.flatten(1)[:, None]
+
+    def _parted(self, values: Tensor) -> Tensor:
+        """Tokens as ``task x output x size``."""
+        return values if self.exchangeable else values[:, 0].unflatten(1, (self.outputs, -1))
+
+
+def _waves(grid: Tensor, count: int) -> Tensor:
+    """``node x count`` products of cosines, the slow ones first, smaller the faster they are."""
+    axes = grid.shape[1]
+    order = sorted(product(range(math.ceil(count ** (1 / axes)) + 1), repeat=axes), key=sum)
+    rates = torch.tensor(order[:count], dtype=grid.dtype)
+    return (torch.pi * grid[:, None] * rates).cos().prod(-1) / (1 + rates.sum(-1))
+
+
+def _principal(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, modes with unit variance of their weights, and weights, of ``task x node`` functions.
+
+    Returns:
+        ``node``, ``node x count`` and ``task x count``; zeros where there are fewer modes.
+    """
+    mean = values.mean(0)
+    left, size, right = torch.linalg.svd((values - mean) / len(values) ** 0.5, full_matrices=False)
+    kept = min(count, len(size))
+    basis, weights = values.new_zeros(len(mean), count), values.new_zeros(len(values), count)
+    basis[:, :kept] = right[:kept].mT * size[:kept]
+    weights[:, :kept] = left[:, :kept] * len(values) ** 0.5
+    return mean, basis, weights

@@ -1,0 +1,148 @@
+"""Conditioning on an equation that a network makes linear: what it is before anything is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dklfm.config import TrainSpec, validate
+from dklfm.model import Batch, LinearisedLFM, build_model
+from dklfm.model.interpolation import spline_weights
+from dklfm.model.linearised import _TRUSTED
+from dklfm.model.smoothing import LEAST_NOISE, even_grid, standardise
+
+NODES = 21
+GRID = even_grid((NODES,))[:, 0]
+X = torch.linspace(0, 1, 9)[None, :, None]
+
+
+def fresh(outputs: int = 2, **settings: Any) -> LinearisedLFM:
+    section = {"name": "linearised", "nodes": NODES, "modes": 6, "force_modes": 3, "unknowns": 2}
+    section |= {"width": 16, "layers": 1, "heads": 2} | settings
+    spec = validate(TrainSpec, {"method": "dklfm_stream", "model": section}, "test")
+    torch.manual_seed(0)
+    built = build_model(spec, axes=1, outputs=outputs)
+    assert isinstance(built, LinearisedLFM)
+    return built.eval()
+
+
+def told_nothing(model: LinearisedLFM, *, known: bool) -> LinearisedLFM:
+    """Whose network says nothing; ``known``: beside the force nothing is unknown either."""
+    with torch.no_grad():
+        model.passes[-1].read[-1].weight.zero_()
+        if known:
+            model.design[..., model.config.force_modes :] = 0
+    return model
+
+
+def linear_tasks(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, force and weights where both outputs are one linear map of the force each."""
+    waves = torch.stack([(k * torch.pi * GRID).sin() for k in (1, 2, 3)])
+    weights = torch.randn(count, 3, generator=torch.Generator().manual_seed(0)).double()
+    maps = torch.tensor([[1.0, 0.5, 0.2], [-0.3, 1.0, 0.6]]).double()
+    return (weights[:, None] * maps) @ waves + 0.3, weights @ waves, weights
+
+
+def observed(h: Tensor, noise: float) -> Batch:
+    """Every other point of functions on the grid, with noise of that deviation."""
+    y = h[..., ::2].float()
+    x = torch.linspace(0, 1, y.shape[-1])[None, :, None].expand(len(y), -1, -1)
+    sd = torch.full_like(y, noise)
+    white = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return Batch(x, y + sd * white, sd, torch.ones_like(y).bool())
+
+
+def test_a_linear_equation_is_inverted_exactly_before_any_training() -> None:
+    model = fresh()
+    h, f, _ = linear_tasks(4000)
+    model.learn(h, f)
+    told_nothing(model, known=True)
+    seen = observed(h[:6], 0.3)
+    moments = model.posterior(seen, X.expand(6, -1, -1), covariance=True)
+
+    every = torch.cat([h.flatten(1), f], 1)
+    covariance = torch.cov(every.T, correction=0)
+    places = torch.arange(0, 2 * NODES, 2)
+    places = torch.cat([places[places < NODES], NODES + torch.arange(0, NODES, 2)])
+    at = spline_weights((NODES,), X[0].double())
+    cross = at @ covariance[2 * NODES :, places]
+    scale = standardise(seen)[1].double()
+    noise = (seen.y_sd.double().square() + (LEAST_NOISE * scale).square()).flatten(1)
+    noise = noise / torch.sigmoid(torch.tensor(_TRUSTED)).double()
+    whole = covariance[places][:, places] + torch.diag_embed(noise)
+    residual = seen.y.double().flatten(1) - every.mean(0)[places]
+    gain = cross @ torch.linalg.inv(whole)
+    mean = at @ f.mean(0) + (gain @ residual[..., None])[..., 0]
+    prior = at @ covariance[2 * NODES :, 2 * NODES :] @ at.T
+    left = (prior - gain @ cross.T).diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(moments.force_mean, mean, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(moments.force_variance, left, atol=1e-4, rtol=1e-2)
+
+
+def test_what_else_is_unknown_widens_the_posterior() -> None:
+    model = fresh()
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    seen = observed(h[:6], 0.1)
+    wide = told_nothing(model, known=False).posterior(seen, X.expand(6, -1, -1))
+    narrow = told_nothing(model, known=True).posterior(seen, X.expand(6, -1, -1))
+    assert (wide.force_variance > narrow.force_variance)[:, 1:-1].all()
+
+
+def test_noise_widens_it_and_observations_narrow_it() -> None:
+    model = fresh()
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    x = X.expand(6, -1, -1)
+    seen = observed(h[:6], 0.1)
+    variance = model.posterior(seen, x).force_variance[:, 1:-1]
+    noisier = model.posterior(replace(seen, y_sd=5 * seen.y_sd), x).force_variance
+    fewer = model.posterior(seen.points(torch.arange(0, 11, 3)), x).force_variance
+    assert (noisier[:, 1:-1] > variance).all()
+    assert (fewer[:, 1:-1] > variance).all()
+
+
+def test_an_output_that_goes_with_another_is_inferred_without_being_seen() -> None:
+    model = fresh()
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    told_nothing(model, known=True)
+    moments = model.posterior(
+        observed(h[:20], 0.02).only(torch.tensor([0])),
+        torch.linspace(0, 1, NODES)[None, :, None].expand(20, -1, -1),
+    )
+    assert moments.output_mean is not None
+    error = moments.output_mean[:, 1] - h[:20, 1]
+    assert error.square().mean() < 0.05 * h[:20, 1].var()
+
+
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_inputs_are_of_one_order_whatever_they_are(exchangeable: bool) -> None:
+    model = fresh(exchangeable=exchangeable)
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    seen = observed(h, 0.1)
+    model.modes.standardise([seen, seen.points(torch.arange(6))])
+    described = model.modes(seen).described
+    assert described.abs().max() <= 10
+    few = model.modes(seen.points(torch.arange(6))).described
+    both = torch.cat([described, few]).flatten(0, 1 if exchangeable else 0)
+    assert both.mean(0).abs().max() < 0.1
+    assert (both.std(0) < 1.05).all()
+
+
+def test_outputs_that_are_alike_are_seen_in_units_of_their_own() -> None:
+    model = fresh(exchangeable=True)
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    seen = observed(h[:5], 0.1)
+    moved = replace(seen, y=7 + 3 * seen.y, y_sd=3 * seen.y_sd)
+    one, other = model.modes(seen), model.modes(moved)
+    torch.testing.assert_close(other.precision, one.precision, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(other.pull, one.pull, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(other.location, 7 + 3 * one.location)
+    torch.testing.assert_close(other.scale, 3 * one.scale)

@@ -92,8 +92,8 @@ def about(kind: str, exchangeable: bool = True, seed: int = 0) -> TrainSpec:
     section = {"name": kind} | SMALL[kind]
     if kind in ALIKE:
         section["exchangeable"] = exchangeable
-    # Tasks of a network of few numbers cost little, and it needs more of them.
-    more = SPEC["training"] | ({} if kind in ALIKE else {"tasks": 256})
+    # Tasks of a linearised equation cost little, and it needs more of them.
+    more = SPEC["training"] | ({"tasks": 128} if kind == "linearised" else {})
     return validate(TrainSpec, SPEC | {"model": section, "training": more, "seed": seed}, "test")
 
 

@@ -51,6 +51,8 @@ _TRUSTED = 4.0
 """Logit of the share of an output's information that is used at first."""
 _BRISK = 10.0
 """Factors and shares are few, and learn so much faster."""
+_REST = math.log(0.1)
+"""Logarithm of how far the weights of an output's modes are from a linear law at first."""
 _LEAST_VARIANCE = 1e-6
 """Of the force: what all modes together leave."""
 _VAGUE = 0.1
@@ -291,9 +293,9 @@ class LinearisedLFM(AmortisedLFM):
         self.offset = nn.Parameter(offset)
         self.told = nn.Linear(2 * self.latents, width)
         self.last = Block(width, heads)
-        self.outputs_factor = nn.Linear(width, parts)
-        nn.init.zeros_(self.outputs_factor.weight)
-        nn.init.zeros_(self.outputs_factor.bias)
+        self.rest = nn.Linear(width, parts)
+        nn.init.zeros_(self.rest.weight)
+        nn.init.zeros_(self.rest.bias)
         size = self.modes.force_basis.shape[0]
         final = nn.Linear(width, 2 * size)
         nn.init.zeros_(final.weight)
@@ -342,16 +344,30 @@ class LinearisedLFM(AmortisedLFM):
         force = FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
         # The outputs' law follows; trained by it too, sharper by far, the network serves it first.
         known = Found(*(each.detach() for each in found))
-        log_factor = self._parted(self.outputs_factor(values.detach()))
-        return Laws(force, self._outputs(seen, known, log_factor, at), embedding)
+        log_rest = self._parted(self.rest(values.detach()))
+        return Laws(force, self._outputs(seen, known, log_rest, at), embedding)
 
-    def _outputs(self, seen: Seen, found: Found, log_factor: Tensor, at: Tensor) -> FactorLaw:
+    def _outputs(self, seen: Seen, found: Found, log_rest: Tensor, at: Tensor) -> FactorLaw:
+        """What the linear law says of them, and what the observations say beside it.
+
+        c = μ + D (w, z) + ε η with η ~ N(0, I): ε is how far a law of few numbers may be from an
+        output. Given (w, z), c has the precision S + ε⁻² and the mean of both.
+        """
+        least = (-2 * (_REST + log_rest.double())).exp()[..., None] * torch.eye(
+            self.config.modes
+        ).to(at)
+        factor = cholesky(seen.precision + least)
+        law = torch.cat([found.weights()[..., None], found.loads()], -1)
+        pulled = least @ law
+        pulled[..., :1] += seen.pull[..., None]
+        drawn, loads = torch.cholesky_solve(pulled, factor).split([1, self.latents], -1)
         mean, read = self.modes.outputs(at)
-        mean = mean + (read @ found.weights().float()[..., None])[..., 0]
-        spread = read.double() @ found.loads()
-        variance = spread.square().sum(-1).float() + LEAST_NOISE**2
-        log_sd = seen.scale.log() + 0.5 * variance.log() + log_factor
-        return FactorLaw(seen.location + seen.scale * mean, log_sd, spread)
+        alone = torch.linalg.solve_triangular(factor, read.double().mT, upper=False).mT
+        both = torch.cat([read.double() @ loads, alone], -1)
+        variance = both.square().sum(-1).float() + LEAST_NOISE**2
+        mean = mean + (read @ drawn.float())[..., 0]
+        log_sd = seen.scale.log() + 0.5 * variance.log()
+        return FactorLaw(seen.location + seen.scale * mean, log_sd, both)
 
     def _conditioned(self, seen: Seen, read: Tensor) -> Found:
         """The posterior of (w, z) by what was read, ``task x output x number``; in float64."""

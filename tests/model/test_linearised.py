@@ -93,8 +93,9 @@ def test_what_else_is_unknown_widens_the_posterior() -> None:
     assert (wide.force_variance > narrow.force_variance)[:, 1:-1].all()
 
 
-def test_noise_widens_it_and_observations_narrow_it() -> None:
-    model = fresh()
+@pytest.mark.parametrize("passes", [1, 2])
+def test_noise_widens_it_and_observations_narrow_it(passes: int) -> None:
+    model = fresh(passes=passes)
     h, f, _ = linear_tasks(400)
     model.learn(h, f)
     x = X.expand(6, -1, -1)

@@ -263,6 +263,25 @@ def test_several_observations_need_random_times() -> None:
         observed(2, {"spacing": "regular"})
 
 
+def test_few_outputs_are_seen_as_often_as_many(
+    trained: tuple[TrainSpec, Tasks, Path],
+) -> None:
+    spec, tasks, _ = trained
+    shares = {}
+    for few in (True, False):
+        drawn = spec.training.model_copy(update={"least_outputs": 1, "few_outputs": few})
+        trainer = stream(tasks, spec.model_copy(update={"training": drawn}))
+        seen = [trainer._seen_outputs(15) for _ in range(1000)]
+        counts = torch.tensor([len(each.unique()) for each in seen if each is not None])
+        assert len(counts) == 1000
+        assert counts.min() == 1
+        assert counts.max() == 15
+        # One, two or three, four to seven, and more.
+        shares[few] = counts.double().log2().long().bincount(minlength=4) / 1000
+    torch.testing.assert_close(shares[True], torch.full((4,), 0.25), atol=0.06, rtol=0)
+    assert shares[False][3] > 0.45
+
+
 def test_tasks_that_were_not_simulated_have_no_stream(
     trained: tuple[TrainSpec, Tasks, Path], tmp_path: Path
 ) -> None:

@@ -297,10 +297,12 @@ class StreamConfig(TrainingConfig):
     other noise. Epochs take their ``meshes`` in turn; without any, the mesh is that of the
     validation tasks. Operator and linearised models are judged by the truth at ``queries`` random
     points of the query grid (all, if null). They have no use for ``least_window``,
-    ``reflect_axes``, ``negate`` and ``conditional_weight``.
+    ``reflect_axes``, ``negate`` and ``conditional_weight``. With ``few_outputs`` a step sees few
+    outputs as often as many: each doubling of their number from ``least_outputs`` on alike.
     """
 
     tasks: PositiveInt = 256
+    few_outputs: LaterSwitch = False
     # Left out of what is resolved unless there are several: see LaterSwitch.
     observations: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda count: count == 1)] = 1
     meshes: tuple[Mesh, ...] = ()

@@ -196,13 +196,9 @@ class StreamTrainer(Trainer):
         return batch, context
 
     def _seen_outputs(self, size: int) -> Tensor | None:
-        """Some of so many outputs; few of those that are alike are as frequent as many.
-
-        Of few there is more to learn, and they cost less.
-        """
         least = self.stream.least_outputs
-        if least is None or not self.model.exchangeable:
-            return self._subset(size, least)
+        if least is None or not self.stream.few_outputs:
+            return super()._seen_outputs(size)
         least = min(least, size)
         share = float(torch.rand((), generator=self.generator))
         count = int(least * ((size + 1) / least) ** share)

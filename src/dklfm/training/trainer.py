@@ -153,7 +153,7 @@ class Trainer:
         """
         config = self.spec.training
         points = self._subset(batch.x.shape[1], config.least_points, config.most_points)
-        outputs = self._subset(batch.y.shape[1], config.least_outputs)
+        outputs = self._seen_outputs(batch.y.shape[1])
         for axis in config.reflect_axes:
             batch = batch.reflected(axis, self._coins(len(batch)))
         if config.negate:
@@ -163,6 +163,10 @@ class Trainer:
             chosen = seen.outputs if self.model.exchangeable else seen.only
             seen = chosen(outputs)
         return seen if self.model.judged_where_seen else batch, self._window(seen)
+
+    def _seen_outputs(self, size: int) -> Tensor | None:
+        """Which of so many outputs a step sees; all, if None."""
+        return self._subset(size, self.spec.training.least_outputs)
 
     def _coins(self, size: int) -> Tensor:
         return (torch.rand(size, generator=self.generator) < 0.5).to(self.device)

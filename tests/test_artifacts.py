@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,21 @@ def test_stored_dataset_is_read_back_the_same(tmp_path: Path) -> None:
     loaded = load_dataset(tmp_path)
     xr.testing.assert_equal(loaded, dataset())
     assert loaded.attrs == {"unit": "h"}
+
+
+def test_order_of_what_is_read_is_that_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"reference_{i}" for i in range(8)]
+    save_dataset(tmp_path, dataset().assign({n: ("point", np.arange(50)) for n in names}), {})
+    opened = xr.open_zarr
+
+    def listed_otherwise(*args: Any, **options: Any) -> xr.Dataset:
+        found = opened(*args, **options)
+        return found[sorted(map(str, found.data_vars), reverse=True)]
+
+    monkeypatch.setattr(xr, "open_zarr", listed_otherwise)
+    assert list(load_dataset(tmp_path).data_vars) == [*names, "y"]
 
 
 def test_manifest_states_description_sizes_and_writers(tmp_path: Path) -> None:

@@ -228,4 +228,5 @@ def load_dataset(folder: Path) -> xr.Dataset:
             f"{folder}/data.zarr is damaged: its contents differ from {MANIFEST}; "
             "delete the folder and rerun"
         )
-    return dataset
+    # A store lists its arrays as the file system does, which is not the same everywhere.
+    return dataset[sorted(map(str, dataset.data_vars))]

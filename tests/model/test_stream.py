@@ -38,7 +38,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "heads": 2,
     },
 }
-ALIKE = ("operator", "kernel_route", "linearised")
 SIMULATION: dict[str, Any] = {
     "system": {
         "name": "transcription",
@@ -89,9 +88,7 @@ def model(kind: str = "operator", axes: int = 1, exchangeable: bool = True) -> F
 
 
 def about(kind: str, exchangeable: bool = True, seed: int = 0) -> TrainSpec:
-    section = {"name": kind} | SMALL[kind]
-    if kind in ALIKE:
-        section["exchangeable"] = exchangeable
+    section = {"name": kind, "exchangeable": exchangeable} | SMALL[kind]
     # Tasks of a linearised equation cost little, and it needs more of them.
     own = {"tasks": 256, "learning_rate": 2e-3} if kind == "linearised" else {}
     chosen = {"model": section, "training": SPEC["training"] | own, "seed": seed}
@@ -102,7 +99,7 @@ KINDS = pytest.mark.parametrize("kind", SMALL)
 X = torch.linspace(0, 1, 7)[None, :, None].expand(2, -1, -1)
 
 
-@pytest.mark.parametrize("kind", ALIKE)
+@KINDS
 def test_the_order_of_points_and_outputs_does_not_matter(kind: str) -> None:
     seen, net = batch(), model(kind)
     moments = net.posterior(seen, X)
@@ -114,10 +111,8 @@ def test_the_order_of_points_and_outputs_does_not_matter(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "exchangeable"),
-    [(kind, alike) for kind in SMALL for alike in (True, False) if kind in ALIKE or not alike],
-)
+@KINDS
+@pytest.mark.parametrize("exchangeable", [True, False])
 def test_an_output_without_observations_is_as_if_it_were_not_there(
     exchangeable: bool, kind: str
 ) -> None:

@@ -147,3 +147,20 @@ def test_outputs_that_are_alike_are_seen_in_units_of_their_own() -> None:
     torch.testing.assert_close(other.pull, one.pull, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(other.location, 7 + 3 * one.location)
     torch.testing.assert_close(other.scale, 3 * one.scale)
+
+
+def test_outputs_are_learnt_from_a_share_of_the_tasks() -> None:
+    model = fresh()
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    seen, x = observed(h[:20], 0.1), torch.linspace(0, 1, NODES)[None, :, None].expand(20, -1, -1)
+    truth = Batch(x, h[:20].float(), torch.zeros(20, 2, NODES), torch.ones(20, 2, NODES).bool())
+    truth = replace(truth, f=f[:20].float())
+    model.loss(truth, seen).backward()
+    assert model.rest.bias.grad is not None
+    assert (model.rest.bias.grad != 0).all()
+    other = truth.y.clone()
+    other[3:] += 1  # 20 tasks are three lessons
+    assert model.loss(replace(truth, y=other), seen) == model.loss(truth, seen)
+    other[:3] += 1
+    assert model.loss(replace(truth, y=other), seen) > model.loss(truth, seen)

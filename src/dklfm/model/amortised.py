@@ -147,13 +147,17 @@ class AmortisedLFM(ForceModel):
         weights of the joint density and of the outputs are constants here, ``conditional_weight``
         is not looked at.
         """
+        return self._judged(self.laws(context, batch.x), batch)
+
+    def _judged(self, laws: Laws, batch: Batch) -> Tensor:
+        """The loss; outputs may be of the first tasks only."""
         assert batch.f is not None
-        force, outputs, _ = self.laws(context, batch.x)
+        force, outputs, _ = laws
         error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
         marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
         loss = (marginal * log_sd.detach().clamp_max(0).exp()).mean()
-        output_density = _log_density(batch.y, outputs.mean, outputs.log_sd)
-        loss = loss - self.config.output_weight * output_density.mean()
+        of_outputs = _log_density(batch.y[: len(outputs.mean)], outputs.mean, outputs.log_sd)
+        loss = loss - self.config.output_weight * of_outputs.mean()
         if not self.config.joint_weight:
             return loss
         correlation = force.correlation()[:, 0]

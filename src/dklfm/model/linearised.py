@@ -48,6 +48,8 @@ _BRISK = 10.0
 """Factors and shares are few, and learn so much faster."""
 _REST = math.log(0.1)
 """Logarithm of how far the weights of an output's modes are from a linear law at first."""
+_TASKS_PER_LESSON = 8
+"""Of a batch, for each whose outputs are learnt from."""
 _LEAST_VARIANCE = 1e-6
 """Of the force: what all modes together leave."""
 
@@ -174,6 +176,15 @@ class LinearisedLFM(AmortisedLFM):
         self.design[..., : slopes.shape[-1]] = slopes
 
     def laws(self, context: Batch, x: Tensor) -> Laws:
+        return self._laws(context, x, len(x))
+
+    def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
+        # Of outputs there is little to learn, and their law costs as much as the force's.
+        few = math.ceil(len(batch) / _TASKS_PER_LESSON)
+        return self._judged(self._laws(context, batch.x, few), batch)
+
+    def _laws(self, context: Batch, x: Tensor, judged: int) -> Laws:
+        """Outputs are those of so many of the first tasks."""
         self.require_outputs(context)
         seen = self.modes(context)
         unseen = ~context.mask.any(-1) if self.exchangeable else context.mask.new_zeros(len(x), 1)
@@ -203,9 +214,10 @@ class LinearisedLFM(AmortisedLFM):
         mean = mean + (at @ shift[..., None])[..., 0] * log_sd.detach().exp()
         force = FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
         # The outputs' law follows; trained by it too, sharper by far, the network serves it first.
-        known = Found(*(each.detach() for each in found))
-        log_rest = self._parted(self.rest(values.detach()))
-        return Laws(force, self._outputs(seen, known, log_rest, at), embedding)
+        known = Found(*(each[:judged].detach() for each in found))
+        log_rest = self._parted(self.rest(values[:judged].detach()))
+        few = Seen(*(each[:judged] for each in seen))
+        return Laws(force, self._outputs(few, known, log_rest, at[:judged]), embedding)
 
     def _outputs(self, seen: Seen, found: Found, log_rest: Tensor, at: Tensor) -> FactorLaw:
         """What the linear law says of them, and what the observations say beside it.

@@ -93,6 +93,37 @@ def test_what_else_is_unknown_widens_the_posterior() -> None:
     assert (wide.force_variance > narrow.force_variance)[:, 1:-1].all()
 
 
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_what_is_unknown_of_an_output_by_itself_is_conditioned_on_exactly(
+    exchangeable: bool,
+) -> None:
+    h, f, _ = linear_tasks(400)
+    seen = observed(h[:6], 0.1)
+    alone = told_nothing(fresh(unknowns=0, own_unknowns=2, exchangeable=exchangeable), known=False)
+    alone.learn(h, f)
+    found = alone._trail(seen).found[-1]
+    # The same numbers among those of all outputs together, each with a use for one output.
+    joint = told_nothing(fresh(unknowns=4, exchangeable=False), known=False)
+    joint.modes, joint.exchangeable = alone.modes, exchangeable
+    joint.sizes[0] = 6 * 7
+    read = torch.zeros(6, 2, sum(joint.sizes))
+    joint.design.data = alone.design.data.new_zeros(2, 6, 7)
+    joint.design.data[..., :3] = alone.design[..., :3]
+    for j in range(2):
+        own = alone.design[j if not exchangeable else 0, :, 3:]
+        joint.design.data[j, :, 3 + 2 * j : 5 + 2 * j] = own
+    joint.offset.data = alone.offset.data
+    other = joint._conditioned(alone.modes(seen), read)
+    torch.testing.assert_close(found.mean, other.mean[:, :3])
+    torch.testing.assert_close(found.weights(), other.weights())
+    loads, others = found.loads(), other.loads()
+    torch.testing.assert_close(loads @ loads.mT, others @ others.mT)
+    means = found.unknown[..., :2].flatten(1)
+    torch.testing.assert_close(means, other.mean[:, 3:])
+    spread = (other.root @ other.root.mT).diagonal(dim1=-2, dim2=-1)[:, 3:]
+    assert (found.unknown[..., 2:].exp().square().flatten(1) <= spread * (1 + 1e-9)).all()
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 def test_noise_widens_it_and_observations_narrow_it(passes: int) -> None:
     model = fresh(passes=passes)

@@ -219,17 +219,19 @@ class LinearisedConfig(Section):
 
     Each output is a combination of ``modes``, the force of ``force_modes``, both learnt from
     simulated tasks on an even grid of ``nodes`` an axis; ``unknowns`` more numbers stand for what
-    else is unknown. The network, ``width`` wide with ``layers`` blocks, linearises in as many
-    ``passes``, each of which sees what the last one found. ``exchangeable`` outputs have one law
-    and may be of any number, with attention of so many ``heads`` among them; others are told apart
-    by their place.
+    else is unknown of all outputs together, ``own_unknowns`` for what is of each by itself. The
+    network, ``width`` wide with ``layers`` blocks, linearises in as many ``passes``, each of which
+    sees what the last one found. ``exchangeable`` outputs have one law and may be of any number,
+    with attention of so many ``heads`` among them; others are told apart by their place.
     """
 
     name: Literal["linearised"] = "linearised"
     nodes: Annotated[int, Field(ge=4, le=256)] = 61
     modes: Annotated[int, Field(ge=3, le=256)] = 16
     force_modes: Annotated[int, Field(ge=1, le=256)] = 18
-    unknowns: Size = 14
+    unknowns: Annotated[int, Field(ge=0, le=256)] = 14
+    # Left out of what is resolved unless there are any: see LaterSwitch.
+    own_unknowns: Annotated[int, Field(ge=0, le=64, exclude_if=lambda count: not count)] = 0
     width: Size = 256
     layers: Size = 4
     heads: Size = 8

@@ -153,19 +153,24 @@ class AmortisedLFM(ForceModel):
         """The loss; outputs may be of the first tasks only."""
         assert batch.f is not None
         force, outputs, _ = laws
-        error, log_sd = batch.f - force.mean[:, 0], force.log_sd[:, 0]
-        marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
-        loss = (marginal * log_sd.detach().clamp_max(0).exp()).mean()
+        loss = self._force_loss(force, batch)
         of_outputs = _log_density(batch.y[: len(outputs.mean)], outputs.mean, outputs.log_sd)
         loss = loss - self.config.output_weight * of_outputs.mean()
         if not self.config.joint_weight:
             return loss
         correlation = force.correlation()[:, 0]
-        white = (error / log_sd.exp()).detach().double()
+        white = ((batch.f - force.mean[:, 0]) / force.log_sd[:, 0].exp()).detach().double()
         factor = cholesky(correlation)
         solved = torch.linalg.solve_triangular(factor, white[..., None], upper=False)[..., 0]
         joint = 0.5 * solved.square() + factor.diagonal(dim1=-2, dim2=-1).log()
         return loss + self.config.joint_weight * joint.mean()
+
+    def _force_loss(self, force: Law, batch: Batch) -> Tensor:
+        """Of marginal densities of the true force."""
+        assert batch.f is not None
+        log_sd = force.log_sd[:, 0]
+        marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
+        return (marginal * log_sd.detach().clamp_max(0).exp()).mean()
 
     @torch.no_grad()
     def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:

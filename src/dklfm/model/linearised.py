@@ -7,15 +7,16 @@ Over the tasks of a system, force and outputs are combinations of few modes,
 Given what the system does not tell, rates above all, outputs are close to linear in the force. From
 what was observed a network says how,
 
-    c_j = μ_j(y) + D_j(y) (w, z),
+    c_j = μ_j(y) + D_j(y) (w, z) + E_j(y) z_j,
 
-where z stands for what stays unknown beside the force. The rest is algebra: outputs and force are
+where z and z_j ~ N(0, I) stand for what stays unknown beside the force, of all outputs together
+and of each by itself. The rest is algebra: outputs and force are
 one Gaussian with a covariance of few features, as in a deep kernel, whose factors D_j depend on the
 embedding (Eqs. 4-6 of the paper); conditioned on the observations it is the posterior. So the fit
 to the observations is exact and not learnt, and what is learnt, the operator of the equation as the
 observations suggest it, varies little. It is a step of Gauss-Newton, or of an extended Kalman
 filter, whose linearisation comes from a network in place of a solver. With several ``passes`` the
-network sees what the last one found, and says anew.
+network sees what the last one found, and says anew; each is trained to be right by itself.
 
 An output's observations enter by sums of the size of its modes, ψᵀN⁻¹ψ and ψᵀN⁻¹y, so that any
 mesh, missing values and unequal noise are taken as they come, and a task costs little.
@@ -44,6 +45,8 @@ _FAINT = 0.01
 """Deviation of weights that are to matter little at first."""
 _TRUSTED = 4.0
 """Logit of the share of an output's information that is used at first."""
+_OWN = 0.05
+"""Of those of what is unknown of an output alone."""
 _BRISK = 10.0
 """Factors and shares are few, and learn so much faster."""
 _REST = math.log(0.1)
@@ -83,12 +86,18 @@ class Block(nn.Module):
 
 
 class Found(NamedTuple):
-    """Posterior of (w, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it."""
+    """Posterior of (w, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it.
+
+    What is unknown of an output by itself is conditioned on its observations already: given (w, z)
+    its weights have the mean ``offset`` + ``design`` (w, z) and the covariance ``own`` ``own``ᵀ.
+    """
 
     mean: Float[Tensor, "task latent"]
     root: Float[Tensor, "task latent latent"]
-    offset: Float[Tensor, "task output mode"]  # μ
-    design: Float[Tensor, "task output mode latent"]  # D
+    offset: Float[Tensor, "task output mode"]
+    design: Float[Tensor, "task output mode latent"]
+    own: Float[Tensor, "task output mode unknown"]
+    unknown: Float[Tensor, "task output size"]  # means and log deviations of z_j
 
     def weights(self) -> Tensor:
         """Posterior mean of c, ``task x output x mode``."""
@@ -96,14 +105,23 @@ class Found(NamedTuple):
         return self.offset + shift[..., 0].unflatten(1, self.offset.shape[1:])
 
     def loads(self) -> Tensor:
-        """Its root, ``task x output x mode x latent``."""
+        """Its root, ``task x output x mode x number``."""
         found = self.design.flatten(1, 2) @ self.root
-        return found.unflatten(1, self.offset.shape[1:])
+        return torch.cat([found.unflatten(1, self.offset.shape[1:]), self.own], -1)
 
     def summary(self) -> Tensor:
         """``task x size``: means and log deviations of (w, z)."""
         spread = self.root.square().sum(-1)
         return torch.cat([self.mean, 0.5 * spread.log()], -1).float()
+
+
+class Trail(NamedTuple):
+    """Of a batch: what was seen, the tokens after the last pass, and what each pass found."""
+
+    seen: Seen
+    unseen: Float[Tensor, "task token"]
+    values: Float[Tensor, "task token width"]
+    found: list[Found]
 
 
 class Pass(nn.Module):
@@ -142,13 +160,18 @@ class LinearisedLFM(AmortisedLFM):
         kinds, parts = len(self.modes.mean), 1 if alike else outputs
         heads = config.heads if alike else None
         self.lift = nn.Linear(parts * self.modes.usual.shape[-1], width)
-        self.sizes = [config.modes * self.latents, config.modes, 1]
-        report, size = 2 * (self.latents + parts * config.modes), parts * sum(self.sizes)
+        self.own_unknowns = config.own_unknowns
+        columns = self.latents + self.own_unknowns
+        self.sizes = [config.modes * columns, config.modes, 1]
+        report = 2 * (self.latents + parts * (config.modes + self.own_unknowns))
+        size = parts * sum(self.sizes)
         self.passes = nn.ModuleList(
             Pass(width, config.layers, heads, report if i else 0, size)
             for i in range(config.passes)
         )
-        self.design = nn.Parameter(_FAINT * torch.randn(kinds, config.modes, self.latents))
+        scale = torch.full((columns,), _FAINT)
+        scale[self.latents :] = _OWN
+        self.design = nn.Parameter(scale * torch.randn(kinds, config.modes, columns))
         offset = torch.zeros(kinds, config.modes)
         if alike:
             offset[:, -1] = 1  # the mean function is the last mode
@@ -176,54 +199,63 @@ class LinearisedLFM(AmortisedLFM):
         self.design[..., : slopes.shape[-1]] = slopes
 
     def laws(self, context: Batch, x: Tensor) -> Laws:
-        return self._laws(context, x, len(x))
+        return self._laws(self._trail(context), spline_weights(self.modes.nodes, x), len(x))
 
     def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
+        at, trail = spline_weights(self.modes.nodes, batch.x), self._trail(context)
         # Of outputs there is little to learn, and their law costs as much as the force's.
         few = math.ceil(len(batch) / _TASKS_PER_LESSON)
-        return self._judged(self._laws(context, batch.x, few), batch)
+        loss = self._judged(self._laws(trail, at, few), batch)
+        for found in trail.found[:-1]:
+            loss = loss + self._force_loss(self._force(found, at), batch)
+        return loss
 
-    def _laws(self, context: Batch, x: Tensor, judged: int) -> Laws:
-        """Outputs are those of so many of the first tasks."""
+    def _trail(self, context: Batch) -> Trail:
         self.require_outputs(context)
         seen = self.modes(context)
-        unseen = ~context.mask.any(-1) if self.exchangeable else context.mask.new_zeros(len(x), 1)
+        tokens = (len(context), 1)
+        unseen = ~context.mask.any(-1) if self.exchangeable else context.mask.new_zeros(tokens)
         unseen = unseen & ~unseen.all(-1, keepdim=True)  # attention over nothing is NaN
         values = self.lift(self._joined(seen.described))
-        found: Found | None = None
+        found: list[Found] = []
         for each in self.passes:
-            report = None if found is None else self._reported(found)
+            report = self._reported(found[-1]) if found else None
             values, read = each(values, unseen, report)
-            found = self._conditioned(seen, self._parted(read))
-        assert found is not None
-        told = self.told(found.summary())[:, None]
-        values = self.last(values + told, unseen)
-        embedding = masked_mean(values, ~unseen[..., None], 1)
-        shift, log_ratio = self.correct(embedding).chunk(2, -1)  # task node
+            found.append(self._conditioned(seen, self._parted(read)))
+        return Trail(seen, unseen, values, found)
 
-        root, modes = found.root, self.modes
-        force_modes = modes.force_basis.shape[-1]
-        at = spline_weights(modes.nodes, x)  # task query node
-        design = at @ modes.force_basis  # task query force mode
-        loads = design.double() @ root[:, :force_modes]
-        log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
-        log_sd = log_sd + (at @ log_ratio[..., None])[..., 0]
-        weights = found.mean[:, :force_modes, None].float()
-        mean = at @ modes.force_mean + (design @ weights)[..., 0]
+    def _laws(self, trail: Trail, at: Tensor, judged: int) -> Laws:
+        """At ``task x query x node`` weights; outputs are those of so many of the first tasks."""
+        found = trail.found[-1]
+        told = self.told(found.summary())[:, None]
+        values = self.last(trail.values + told, trail.unseen)
+        embedding = masked_mean(values, ~trail.unseen[..., None], 1)
+        shift, log_ratio = self.correct(embedding).chunk(2, -1)  # task node
+        force = self._force(found, at)
+        log_sd = force.log_sd[:, 0] + (at @ log_ratio[..., None])[..., 0]
         # In units of what is not known: where a force is sure there is little to correct.
-        mean = mean + (at @ shift[..., None])[..., 0] * log_sd.detach().exp()
-        force = FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
+        mean = force.mean[:, 0] + (at @ shift[..., None])[..., 0] * log_sd.detach().exp()
+        force = FactorLaw(mean[:, None], log_sd[:, None], force.loads)
         # The outputs' law follows; trained by it too, sharper by far, the network serves it first.
         known = Found(*(each[:judged].detach() for each in found))
         log_rest = self._parted(self.rest(values[:judged].detach()))
-        few = Seen(*(each[:judged] for each in seen))
+        few = Seen(*(each[:judged] for each in trail.seen))
         return Laws(force, self._outputs(few, known, log_rest, at[:judged]), embedding)
+
+    def _force(self, found: Found, at: Tensor) -> FactorLaw:
+        modes = self.modes
+        size = modes.force_basis.shape[-1]
+        design = at @ modes.force_basis  # task query force mode
+        loads = design.double() @ found.root[:, :size]
+        log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
+        mean = at @ modes.force_mean + (design @ found.mean[:, :size, None].float())[..., 0]
+        return FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
 
     def _outputs(self, seen: Seen, found: Found, log_rest: Tensor, at: Tensor) -> FactorLaw:
         """What the linear law says of them, and what the observations say beside it.
 
-        c = μ + D (w, z) + ε η with η ~ N(0, I): ε is how far a law of few numbers may be from an
-        output. Given (w, z), c has the precision S + ε⁻² and the mean of both.
+        c = μ + D (w, z) + E z_j + ε η with η ~ N(0, I): ε is how far a law of few numbers may be
+        from an output. Given these numbers, c has the precision S + ε⁻² and the mean of both.
         """
         eye = torch.eye(self.config.modes).to(seen.precision)
         least = (-2 * (_REST + log_rest.double())).exp()[..., None] * eye
@@ -231,7 +263,7 @@ class LinearisedLFM(AmortisedLFM):
         law = torch.cat([found.weights()[..., None], found.loads()], -1)
         pulled = least @ law
         pulled[..., :1] += seen.pull[..., None]
-        drawn, loads = torch.cholesky_solve(pulled, factor).split([1, self.latents], -1)
+        drawn, loads = torch.cholesky_solve(pulled, factor).tensor_split([1], -1)
         mean, read = self.modes.outputs(at)
         alone = torch.linalg.solve_triangular(factor, read.double().mT, upper=False).mT
         both = torch.cat([read.double() @ loads, alone], -1)
@@ -242,25 +274,44 @@ class LinearisedLFM(AmortisedLFM):
 
     def _conditioned(self, seen: Seen, read: Tensor) -> Found:
         """The posterior of (w, z) by what was read, ``task x output x number``; in float64."""
-        design, offset, trust = read.split(self.sizes, -1)
-        design = self.design + design.unflatten(-1, self.design.shape[1:])
-        design, offset = design.double(), (self.offset + offset).double()
+        law, offset, trust = read.split(self.sizes, -1)
+        law = (self.design + law.unflatten(-1, self.design.shape[1:])).double()
+        offset = (self.offset + offset).double()
         # What a linear law cannot fit is not to be believed in full.
         trust = torch.sigmoid(_TRUSTED + _BRISK * trust).double()
-        both = torch.cat([design, offset[..., None]], -1)
-        weighted, fitted = (trust[..., None] * (seen.precision @ both)).split([self.latents, 1], -1)
-        pull = trust * seen.pull - fitted[..., 0]
+        both = torch.cat([law, offset[..., None]], -1)
+        weighted = trust[..., None] * (seen.precision @ both)
+        pull = trust * seen.pull - weighted[..., -1]
+        design, own = law.tensor_split([self.latents], -1)
+        read_design, read_own = weighted[..., :-1].tensor_split([self.latents], -1)
+        if self.own_unknowns:
+            # z_j is conditioned on output j alone, and leaves the sum over outputs.
+            eye = torch.eye(own.shape[-1]).to(own)
+            each = cholesky(eye + own.mT @ read_own)
+            own = torch.linalg.solve_triangular(each, own.mT, upper=False).mT
+            explained = own.mT @ torch.cat([read_design, pull[..., None]], -1)
+            offset = offset + (own @ explained[..., -1:])[..., 0]
+            design = design - own @ explained[..., :-1]
         # One product over outputs and modes, not one an output.
         transposed = design.flatten(1, 2).mT
         eye = torch.eye(self.latents).to(design)
-        factor = cholesky(eye + transposed @ weighted.flatten(1, 2))
+        factor = cholesky(eye + transposed @ read_design.flatten(1, 2))
         root = torch.linalg.solve_triangular(factor.mT, eye, upper=True)
         mean = root @ (root.mT @ (transposed @ pull.flatten(1)[..., None]))
-        return Found(mean[..., 0], root, offset, design)
+        if not self.own_unknowns:
+            return Found(mean[..., 0], root, offset, design, own, own[..., 0, :])
+        left = explained[..., -1:] - explained[..., :-1] @ mean[:, None]
+        inverse = torch.linalg.solve_triangular(
+            each.mT, torch.eye(own.shape[-1]).to(own), upper=True
+        )
+        spread = inverse.square().sum(-1)
+        unknown = torch.cat([(inverse @ left)[..., 0], 0.5 * spread.log()], -1)
+        return Found(mean[..., 0], root, offset, design, own, unknown)
 
     def _reported(self, found: Found) -> Tensor:
         """``task x token x size``: these, and the outputs that go with them."""
-        fit = self._joined(torch.cat([found.weights(), found.offset], -1).float())
+        fit = torch.cat([found.weights(), found.offset, found.unknown], -1)
+        fit = self._joined(fit.float())
         both = torch.cat([found.summary()[:, None].expand(-1, fit.shape[1], -1), fit], -1)
         return both.clamp(-LARGEST, LARGEST)
 

@@ -163,7 +163,7 @@ class LinearisedLFM(AmortisedLFM):
         self.own_unknowns = config.own_unknowns
         columns = self.latents + self.own_unknowns
         self.sizes = [config.modes * columns, config.modes, 1]
-        report = 2 * (self.latents + parts * (config.modes + self.own_unknowns))
+        report = 2 * self.latents + parts * (3 * config.modes + 2 * self.own_unknowns)
         size = parts * sum(self.sizes)
         self.passes = nn.ModuleList(
             Pass(width, config.layers, heads, report if i else 0, size)
@@ -219,7 +219,7 @@ class LinearisedLFM(AmortisedLFM):
         values = self.lift(self._joined(seen.described))
         found: list[Found] = []
         for each in self.passes:
-            report = self._reported(found[-1]) if found else None
+            report = self._reported(seen, found[-1]) if found else None
             values, read = each(values, unseen, report)
             found.append(self._conditioned(seen, self._parted(read)))
         return Trail(seen, unseen, values, found)
@@ -308,12 +308,14 @@ class LinearisedLFM(AmortisedLFM):
         unknown = torch.cat([(inverse @ left)[..., 0], 0.5 * spread.log()], -1)
         return Found(mean[..., 0], root, offset, design, own, unknown)
 
-    def _reported(self, found: Found) -> Tensor:
-        """``task x token x size``: these, and the outputs that go with them."""
-        fit = torch.cat([found.weights(), found.offset, found.unknown], -1)
-        fit = self._joined(fit.float())
-        both = torch.cat([found.summary()[:, None].expand(-1, fit.shape[1], -1), fit], -1)
-        return both.clamp(-LARGEST, LARGEST)
+    def _reported(self, seen: Seen, found: Found) -> Tensor:
+        """``task x token x size``: these, the outputs that go with them, and what these miss."""
+        weights = found.weights()
+        missed = (seen.alone - weights) / seen.spread
+        fit = torch.cat([weights, found.offset, found.unknown, missed], -1)
+        fit = self._joined(fit.clamp(-LARGEST, LARGEST).float())
+        summary = found.summary()[:, None].clamp(-LARGEST, LARGEST)
+        return torch.cat([summary.expand(-1, fit.shape[1], -1), fit], -1)
 
     def _joined(self, values: Tensor) -> Tensor:
         """``task x output x size`` as tokens."""

@@ -43,6 +43,8 @@ class Seen(NamedTuple):
     location: Float[Tensor, "task output 1"]
     scale: Float[Tensor, "task output 1"]
     described: Float[Tensor, "task output size"]
+    alone: Float[Tensor, "task output mode"]  # c by this output alone, and how sure that is
+    spread: Float[Tensor, "task output mode"]
 
 
 class Modes(nn.Module):
@@ -161,7 +163,7 @@ class Modes(nn.Module):
         parts = [raw, raw / own, raw / shared, spread.float().log()]
         parts += [own, own.log(), level / own, level]
         described = torch.cat([*parts, share, count], -1)
-        return Seen(precision, pull, location, scale, described)
+        return Seen(precision, pull, location, scale, described, alone, spread.float())
 
 
 def _waves(grid: Tensor, count: int) -> Tensor:

@@ -195,3 +195,24 @@ def test_outputs_are_learnt_from_a_share_of_the_tasks() -> None:
     assert model.loss(replace(truth, y=other), seen) == model.loss(truth, seen)
     other[:3] += 1
     assert model.loss(replace(truth, y=other), seen) > model.loss(truth, seen)
+
+
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_each_pass_is_trained_to_be_right_by_itself(exchangeable: bool) -> None:
+    model = fresh(passes=2, own_unknowns=1, exchangeable=exchangeable)
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    seen, x = observed(h[:8], 0.1), torch.linspace(0, 1, NODES)[None, :, None].expand(8, -1, -1)
+    truth = Batch(x, h[:8].float(), torch.zeros(8, 2, NODES), torch.ones(8, 2, NODES).bool())
+    truth = replace(truth, f=f[:8].float())
+    with torch.no_grad():
+        model.passes[1].report.weight.zero_()
+        before = model.laws(seen, x).force.mean
+        model.passes[0].read[-1].bias += 1
+        # What is found last does not hang on the first pass here, so its loss alone is the first's.
+        torch.testing.assert_close(model.laws(seen, x).force.mean, before)
+        worse = model.loss(truth, seen)
+        model.passes[0].read[-1].bias -= 1
+        assert worse > model.loss(truth, seen) + 0.1
+    model.loss(truth, seen).backward()
+    assert all(each.read[-1].weight.grad.abs().sum() > 0 for each in model.passes)

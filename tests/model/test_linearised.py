@@ -113,7 +113,7 @@ def test_what_is_unknown_of_an_output_by_itself_is_conditioned_on_exactly(
         own = alone.design[j if not exchangeable else 0, :, 3:]
         joint.design.data[j, :, 3 + 2 * j : 5 + 2 * j] = own
     joint.offset.data = alone.offset.data
-    other = joint._conditioned(alone.modes(seen), read)
+    other = joint._conditioned(alone.modes(seen), read, found.prior)
     torch.testing.assert_close(found.mean, other.mean[:, :3])
     torch.testing.assert_close(found.weights(), other.weights())
     loads, others = found.loads(), other.loads()
@@ -122,6 +122,28 @@ def test_what_is_unknown_of_an_output_by_itself_is_conditioned_on_exactly(
     torch.testing.assert_close(means, other.mean[:, 3:])
     spread = (other.root @ other.root.mT).diagonal(dim1=-2, dim2=-1)[:, 3:]
     assert (found.unknown[..., 2:].exp().square().flatten(1) <= spread * (1 + 1e-9)).all()
+
+
+def test_forces_that_are_expected_smaller_are_in_all_that_follows() -> None:
+    h, f, _ = linear_tasks(400)
+    seen = observed(h[:6], 0.3)
+    told, other = (told_nothing(fresh(adaptive_prior=each), known=False) for each in (True, False))
+    told.learn(h, f)
+    other.learn(h, f)
+    sizes = torch.tensor([0.5, 2.0, 0.8])
+    with torch.no_grad():
+        told.prior[-1].weight.zero_()
+        told.prior[-1].bias[:] = torch.diag(sizes.log()).flatten()
+        other.design.copy_(told.design)
+        other.design[..., :3] *= sizes
+        other.modes.force_basis *= sizes
+    one, same = (each.posterior(seen, X.expand(6, -1, -1)) for each in (told, other))
+    torch.testing.assert_close(one.force_mean, same.force_mean)
+    torch.testing.assert_close(one.force_variance, same.force_variance)
+    torch.testing.assert_close(one.output_mean, same.output_mean)
+    told.prior[-1].bias.data[1] = 0.5  # modes that go together
+    mixed = told.posterior(seen, X.expand(6, -1, -1))
+    assert (mixed.force_mean - one.force_mean).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("passes", [1, 2])

@@ -221,8 +221,9 @@ class LinearisedConfig(Section):
     simulated tasks on an even grid of ``nodes`` an axis; ``unknowns`` more numbers stand for what
     else is unknown of all outputs together, ``own_unknowns`` for what is of each by itself. The
     network, ``width`` wide with ``layers`` blocks, linearises in as many ``passes``, each of which
-    sees what the last one found. ``exchangeable`` outputs have one law and may be of any number,
-    with attention of so many ``heads`` among them; others are told apart by their place.
+    sees what the last one found; with ``adaptive_prior`` it also says which forces are to be
+    expected, as by their lengthscale. ``exchangeable`` outputs have one law and may be of any
+    number, with attention of so many ``heads`` among them; others are told apart by their place.
     """
 
     name: Literal["linearised"] = "linearised"
@@ -237,6 +238,7 @@ class LinearisedConfig(Section):
     heads: Size = 8
     passes: Size = 1
     exchangeable: bool = False
+    adaptive_prior: LaterSwitch = False
     output_weight: Annotated[float, Field(ge=0)] = 0.05
     joint_weight: Annotated[float, Field(ge=0)] = 0.0
 

@@ -2,21 +2,22 @@
 
 Over the tasks of a system, force and outputs are combinations of few modes,
 
-    f(x) = m_f(x) + φ(x)·w,    h_j(x) = l_j + s_j (m_j(x) + ψ_j(x)·c_j),    (w, z) ~ N(0, I).
+    f(x) = m_f(x) + φ(x)·w,    h_j(x) = l_j + s_j (m_j(x) + ψ_j(x)·c_j).
 
 Given what the system does not tell, rates above all, outputs are close to linear in the force. From
-what was observed a network says how,
+what was observed a network says how, and which forces are to be expected,
 
-    c_j = μ_j(y) + D_j(y) (w, z) + E_j(y) z_j,
+    w = L(y) v,    c_j = μ_j(y) + D_j(y) (w, z) + E_j(y) z_j,    (v, z, z_j) ~ N(0, I),
 
-where z and z_j ~ N(0, I) stand for what stays unknown beside the force, of all outputs together
-and of each by itself. The rest is algebra: outputs and force are
-one Gaussian with a covariance of few features, as in a deep kernel, whose factors D_j depend on the
-embedding (Eqs. 4-6 of the paper); conditioned on the observations it is the posterior. So the fit
-to the observations is exact and not learnt, and what is learnt, the operator of the equation as the
-observations suggest it, varies little. It is a step of Gauss-Newton, or of an extended Kalman
-filter, whose linearisation comes from a network in place of a solver. With several ``passes`` the
-network sees what the last one found, and says anew; each is trained to be right by itself.
+where z and z_j stand for what stays unknown beside the force, of all outputs together and of each
+by itself, and L for what observations tell of the law of the force, its lengthscale above all. The
+rest is algebra: outputs and force are one Gaussian with a covariance of few features, as in a deep
+kernel, whose factors depend on the embedding (Eqs. 4-6 of the paper); conditioned on the
+observations it is the posterior. So the fit to the observations is exact and not learnt, and what
+is learnt, the operator of the equation as the observations suggest it, varies little. It is a step
+of Gauss-Newton, or of an extended Kalman filter, whose linearisation comes from a network in place
+of a solver. With several ``passes`` the network sees what the last one found, and says anew; each
+is trained to be right by itself.
 
 An output's observations enter by sums of the size of its modes, ψᵀN⁻¹ψ and ψᵀN⁻¹y, so that any
 mesh, missing values and unequal noise are taken as they come, and a task costs little.
@@ -86,10 +87,11 @@ class Block(nn.Module):
 
 
 class Found(NamedTuple):
-    """Posterior of (w, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it.
+    """Posterior of (v, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it.
 
-    What is unknown of an output by itself is conditioned on its observations already: given (w, z)
-    its weights have the mean ``offset`` + ``design`` (w, z) and the covariance ``own`` ``own``ᵀ.
+    v is white, and w = ``prior`` v.
+    What is unknown of an output by itself is conditioned on its observations already: given (v, z)
+    its weights have the mean ``offset`` + ``design`` (v, z) and the covariance ``own`` ``own``ᵀ.
     """
 
     mean: Float[Tensor, "task latent"]
@@ -98,6 +100,7 @@ class Found(NamedTuple):
     design: Float[Tensor, "task output mode latent"]
     own: Float[Tensor, "task output mode unknown"]
     unknown: Float[Tensor, "task output size"]  # means and log deviations of z_j
+    prior: Float[Tensor, "task force_mode force_mode"]
 
     def weights(self) -> Tensor:
         """Posterior mean of c, ``task x output x mode``."""
@@ -109,10 +112,18 @@ class Found(NamedTuple):
         found = self.design.flatten(1, 2) @ self.root
         return torch.cat([found.unflatten(1, self.offset.shape[1:]), self.own], -1)
 
+    def force(self) -> tuple[Tensor, Tensor]:
+        """Posterior mean of w, ``task x force mode x 1``, and its root."""
+        size = self.prior.shape[-1]
+        return self.prior @ self.mean[:, :size, None], self.prior @ self.root[:, :size]
+
     def summary(self) -> Tensor:
         """``task x size``: means and log deviations of (w, z)."""
-        spread = self.root.square().sum(-1)
-        return torch.cat([self.mean, 0.5 * spread.log()], -1).float()
+        mean, root = self.force()
+        size = self.prior.shape[-1]
+        means = torch.cat([mean[..., 0], self.mean[:, size:]], -1)
+        spread = torch.cat([root, self.root[:, size:]], 1).square().sum(-1)
+        return torch.cat([means, 0.5 * spread.log()], -1).float()
 
 
 class Trail(NamedTuple):
@@ -124,6 +135,14 @@ class Trail(NamedTuple):
     found: list[Found]
 
 
+def _reading(width: int, size: int) -> nn.Sequential:
+    """Numbers that are close to zero at first."""
+    read = nn.Linear(width, size)
+    nn.init.normal_(read.weight, std=_FAINT / 10)
+    nn.init.zeros_(read.bias)
+    return nn.Sequential(nn.LayerNorm(width), read)
+
+
 class Pass(nn.Module):
     """Blocks that see the tokens, and what was found before, and what is read from them."""
 
@@ -131,10 +150,7 @@ class Pass(nn.Module):
         super().__init__()
         self.report = nn.Linear(report, width) if report else None
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        read = nn.Linear(width, size)
-        nn.init.normal_(read.weight, std=_FAINT / 10)
-        nn.init.zeros_(read.bias)
-        self.read = nn.Sequential(nn.LayerNorm(width), read)
+        self.read = _reading(width, size)
 
     def forward(
         self, values: Tensor, unseen: Tensor, report: Tensor | None
@@ -155,6 +171,7 @@ class LinearisedLFM(AmortisedLFM):
         self.config, self.outputs, width = config, outputs, config.width
         self.exchangeable = alike = config.exchangeable
         self.modes = Modes(config, axes, outputs)
+        self.force_modes = config.force_modes
         self.latents = config.force_modes + config.unknowns
         # Outputs that are alike are tokens; those that are told apart are one together.
         kinds, parts = len(self.modes.mean), 1 if alike else outputs
@@ -176,6 +193,7 @@ class LinearisedLFM(AmortisedLFM):
         if alike:
             offset[:, -1] = 1  # the mean function is the last mode
         self.offset = nn.Parameter(offset)
+        self.prior = _reading(width, self.force_modes**2) if config.adaptive_prior else None
         self.told = nn.Linear(2 * self.latents, width)
         self.last = Block(width, heads)
         self.rest = nn.Linear(width, parts)
@@ -221,8 +239,19 @@ class LinearisedLFM(AmortisedLFM):
         for each in self.passes:
             report = self._reported(seen, found[-1]) if found else None
             values, read = each(values, unseen, report)
-            found.append(self._conditioned(seen, self._parted(read)))
+            prior = self._prior(masked_mean(values, ~unseen[..., None], 1))
+            found.append(self._conditioned(seen, self._parted(read), prior))
         return Trail(seen, unseen, values, found)
+
+    def _prior(self, embedding: Tensor) -> Tensor:
+        """Roots of the prior covariances of w, ``task x force mode x force mode``."""
+        size = self.force_modes
+        if self.prior is None:
+            return torch.eye(size).expand(len(embedding), -1, -1).double()
+        read = self.prior(embedding).unflatten(-1, (size, size))
+        scale = read.diagonal(dim1=-2, dim2=-1).exp()
+        mixed = torch.eye(size).to(read) + read - torch.diag_embed(read.diagonal(dim1=-2, dim2=-1))
+        return (mixed * scale[:, None]).double()
 
     def _laws(self, trail: Trail, at: Tensor, judged: int) -> Laws:
         """At ``task x query x node`` weights; outputs are those of so many of the first tasks."""
@@ -244,11 +273,11 @@ class LinearisedLFM(AmortisedLFM):
 
     def _force(self, found: Found, at: Tensor) -> FactorLaw:
         modes = self.modes
-        size = modes.force_basis.shape[-1]
+        weights, root = found.force()
         design = at @ modes.force_basis  # task query force mode
-        loads = design.double() @ found.root[:, :size]
+        loads = design.double() @ root
         log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
-        mean = at @ modes.force_mean + (design @ found.mean[:, :size, None].float())[..., 0]
+        mean = at @ modes.force_mean + (design @ weights.float())[..., 0]
         return FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
 
     def _outputs(self, seen: Seen, found: Found, log_rest: Tensor, at: Tensor) -> FactorLaw:
@@ -272,10 +301,12 @@ class LinearisedLFM(AmortisedLFM):
         log_sd = seen.scale.log() + 0.5 * variance.log()
         return FactorLaw(seen.location + seen.scale * mean, log_sd, both)
 
-    def _conditioned(self, seen: Seen, read: Tensor) -> Found:
+    def _conditioned(self, seen: Seen, read: Tensor, prior: Tensor) -> Found:
         """The posterior of (w, z) by what was read, ``task x output x number``; in float64."""
         law, offset, trust = read.split(self.sizes, -1)
         law = (self.design + law.unflatten(-1, self.design.shape[1:])).double()
+        size = self.force_modes
+        law = torch.cat([law[..., :size] @ prior[:, None], law[..., size:]], -1)
         offset = (self.offset + offset).double()
         # What a linear law cannot fit is not to be believed in full.
         trust = torch.sigmoid(_TRUSTED + _BRISK * trust).double()
@@ -299,14 +330,14 @@ class LinearisedLFM(AmortisedLFM):
         root = torch.linalg.solve_triangular(factor.mT, eye, upper=True)
         mean = root @ (root.mT @ (transposed @ pull.flatten(1)[..., None]))
         if not self.own_unknowns:
-            return Found(mean[..., 0], root, offset, design, own, own[..., 0, :])
+            return Found(mean[..., 0], root, offset, design, own, own[..., 0, :], prior)
         left = explained[..., -1:] - explained[..., :-1] @ mean[:, None]
         inverse = torch.linalg.solve_triangular(
             each.mT, torch.eye(own.shape[-1]).to(own), upper=True
         )
         spread = inverse.square().sum(-1)
         unknown = torch.cat([(inverse @ left)[..., 0], 0.5 * spread.log()], -1)
-        return Found(mean[..., 0], root, offset, design, own, unknown)
+        return Found(mean[..., 0], root, offset, design, own, unknown, prior)
 
     def _reported(self, seen: Seen, found: Found) -> Tensor:
         """``task x token x size``: these, the outputs that go with them, and what these miss."""

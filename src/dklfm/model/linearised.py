@@ -89,9 +89,9 @@ class Block(nn.Module):
 class Found(NamedTuple):
     """Posterior of (v, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it.
 
-    v is white, and w = ``prior`` v.
-    What is unknown of an output by itself is conditioned on its observations already: given (v, z)
-    its weights have the mean ``offset`` + ``design`` (v, z) and the covariance ``own`` ``own``ᵀ.
+    v is white, and w = ``prior`` v. What is unknown of an output by itself is conditioned on its
+    observations already: given (v, z) its weights have the mean ``offset`` + ``design`` (v, z) and
+    the covariance ``own`` ``own``ᵀ.
     """
 
     mean: Float[Tensor, "task latent"]
@@ -247,7 +247,7 @@ class LinearisedLFM(AmortisedLFM):
         """Roots of the prior covariances of w, ``task x force mode x force mode``."""
         size = self.force_modes
         if self.prior is None:
-            return torch.eye(size).expand(len(embedding), -1, -1).double()
+            return torch.eye(size).to(embedding).double().expand(len(embedding), -1, -1)
         read = self.prior(embedding).unflatten(-1, (size, size))
         scale = read.diagonal(dim1=-2, dim2=-1).exp()
         mixed = torch.eye(size).to(read) + read - torch.diag_embed(read.diagonal(dim1=-2, dim2=-1))
@@ -302,7 +302,7 @@ class LinearisedLFM(AmortisedLFM):
         return FactorLaw(seen.location + seen.scale * mean, log_sd, both)
 
     def _conditioned(self, seen: Seen, read: Tensor, prior: Tensor) -> Found:
-        """The posterior of (w, z) by what was read, ``task x output x number``; in float64."""
+        """The posterior by what was read, ``task x output x number``; in float64."""
         law, offset, trust = read.split(self.sizes, -1)
         law = (self.design + law.unflatten(-1, self.design.shape[1:])).double()
         size = self.force_modes

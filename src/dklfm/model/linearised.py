@@ -269,7 +269,16 @@ class LinearisedLFM(AmortisedLFM):
         known = Found(*(each[:judged].detach() for each in found))
         log_rest = self._parted(self.rest(values[:judged].detach()))
         few = Seen(*(each[:judged] for each in trail.seen))
-        return Laws(force, self._outputs(few, known, log_rest, at[:judged]), embedding)
+        outputs = self._outputs(few, known, log_rest, at[:judged])
+        return Laws(force, outputs, self._looks(values, trail.unseen, found, embedding))
+
+    def _looks(self, values: Tensor, unseen: Tensor, found: Found, mean: Tensor) -> Tensor:
+        """What tells tasks of other laws: also how tokens differ, and what numbers were found."""
+        far = found.unknown[..., : self.own_unknowns].square().mean(1)
+        parts = [mean, found.summary(), far.float()]
+        if self.exchangeable:
+            parts.append(masked_mean((values - mean[:, None]).square(), ~unseen[..., None], 1))
+        return torch.cat(parts, -1)
 
     def _force(self, found: Found, at: Tensor) -> FactorLaw:
         modes = self.modes

@@ -78,6 +78,14 @@ def test_trust_that_is_missing_or_of_another_model_is_refused(trust: Trust, tmp_
         Trust.load(tmp_path, "0" * 64)
 
 
+def test_a_model_with_other_features_than_it_was_learnt_with_is_one_clear_error(
+    trust: Trust,
+) -> None:
+    found = statistics(5, 3)
+    with pytest.raises(ModelError, match=r"another model.*6 features of a task, this model gives 4"):
+        trust.p_values(found._replace(features=found.features[:, :4]))
+
+
 @pytest.fixture
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)

@@ -202,7 +202,17 @@ class Trust:
 
     @torch.no_grad()
     def p_values(self, found: Statistics) -> dict[str, NDArray[np.float64]]:
-        """How often simulated tasks look stranger, by each of P_VALUES."""
+        """How often simulated tasks look stranger, by each of P_VALUES.
+
+        Raises:
+            ModelError: if it was learnt with a model that has another embedding.
+        """
+        if found.features.shape[-1] != len(self.centre):
+            raise ModelError(
+                f"{FILE} was learnt with another model than the weights beside it: it knows "
+                f"{len(self.centre)} features of a task, this model gives "
+                f"{found.features.shape[-1]}; train the model again"
+            )
         found = Statistics(*(values.cpu().float() for values in found))
         white = (found.features - self.centre) / self.scale
         score = self.critic(looks(found.design, white))

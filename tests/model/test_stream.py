@@ -69,6 +69,12 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 
 
+SOLVED = SMALL["linearised"] | {
+    "name": "linearised",
+    "solution": {"degree": 2, "response_modes": 8, "laws": 2, "iterations": 8},
+}
+
+
 def batch(tasks: int = 2, outputs: int = 3, points: int = 9, axes: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(0)
     shape = (tasks, outputs, points)
@@ -88,9 +94,11 @@ def model(kind: str = "operator", axes: int = 1, exchangeable: bool = True) -> F
 
 
 def about(kind: str, exchangeable: bool = True, seed: int = 0) -> TrainSpec:
-    section = {"name": kind, "exchangeable": exchangeable} | SMALL[kind]
+    section = {"name": kind, "exchangeable": exchangeable} | (SMALL | {"solved": SOLVED})[kind]
     # Tasks of a linearised equation cost little, and it needs more of them.
-    own = {"tasks": 256, "learning_rate": 2e-3} if kind == "linearised" else {}
+    own = {"tasks": 256, "learning_rate": 2e-3} if section["name"] == "linearised" else {}
+    if kind == "solved":
+        own["epochs"] = 20
     chosen = {"model": section, "training": SPEC["training"] | own, "seed": seed}
     return validate(TrainSpec, SPEC | chosen, "test")
 
@@ -152,7 +160,7 @@ def test_outputs_that_differ_in_law_cannot_be_of_another_number(kind: str) -> No
         model(kind, exchangeable=False).posterior(batch(outputs=2), X)
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=[*SMALL, "solved"])
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainSpec, Tasks, Path]:

@@ -214,6 +214,22 @@ class OperatorConfig(Section):
         return self
 
 
+class SolutionConfig(Section):
+    """A solution operator by least squares, and posteriors by Gauss-Newton on it.
+
+    Each output has so many positive ``parameters`` of its own. The weights of its modes are linear
+    in products of up to ``degree`` of these and their logarithms with ``response_modes`` components
+    of what the force stands for. The force's weights follow one of so many Gaussian ``laws``, under
+    each of which as many ``iterations`` lead from the network's answer to the mode.
+    """
+
+    parameters: Annotated[int, Field(ge=1, le=8)] = 3
+    degree: Annotated[int, Field(ge=1, le=4)] = 3
+    response_modes: Annotated[int, Field(ge=1, le=64)] = 24
+    laws: Annotated[int, Field(ge=1, le=32)] = 8
+    iterations: Annotated[int, Field(ge=1, le=200)] = 20
+
+
 class LinearisedConfig(Section):
     """The amortised posterior by conditioning on an equation that a network makes linear; any mesh.
 
@@ -224,6 +240,7 @@ class LinearisedConfig(Section):
     sees what the last one found; with ``adaptive_prior`` it also says which forces are to be
     expected, as by their lengthscale. ``exchangeable`` outputs have one law and may be of any
     number, with attention of so many ``heads`` among them; others are told apart by their place.
+    With a ``solution`` operator the network's answer is where iteration begins.
     """
 
     name: Literal["linearised"] = "linearised"
@@ -239,6 +256,9 @@ class LinearisedConfig(Section):
     passes: Size = 1
     exchangeable: bool = False
     adaptive_prior: LaterSwitch = False
+    solution: Annotated[SolutionConfig | None, Field(exclude_if=lambda chosen: chosen is None)] = (
+        None
+    )
     output_weight: Annotated[float, Field(ge=0)] = 0.05
     joint_weight: Annotated[float, Field(ge=0)] = 0.0
 

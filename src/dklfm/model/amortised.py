@@ -117,6 +117,10 @@ class AmortisedLFM(ForceModel):
             DataError: if the tasks have another number of outputs than the model tells apart.
         """
 
+    def answer(self, context: Batch, x: Tensor) -> Laws:
+        """As :meth:`laws`, by all that a trained model has to infer with."""
+        return self.laws(context, x)
+
     def log_densities(self, batch: Batch, context: Batch | None = None) -> LogDensities:
         """Marginal densities of the true force and outputs at their points, given observations.
 
@@ -174,7 +178,7 @@ class AmortisedLFM(ForceModel):
 
     @torch.no_grad()
     def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
-        force, outputs, embedding = self.laws(batch, x_query)
+        force, outputs, embedding = self.answer(batch, x_query)
         return Moments(
             force.mean[:, 0].double(),
             (2 * force.log_sd[:, 0].double()).exp(),

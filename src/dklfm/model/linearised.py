@@ -36,11 +36,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dklfm.config import LinearisedConfig
 from dklfm.model.amortised import AmortisedLFM, FactorLaw, Laws
 from dklfm.model.batch import Batch
+from dklfm.model.conditioning import Found, conditioned
 from dklfm.model.encoders import masked_mean
 from dklfm.model.gaussian import cholesky
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.modes import LARGEST, Modes, Seen
 from dklfm.model.smoothing import LEAST_NOISE
+from dklfm.model.solution import SolutionOperator
 
 _FAINT = 0.01
 """Deviation of weights that are to matter little at first."""
@@ -86,46 +88,6 @@ class Block(nn.Module):
         return values + self.network(values)
 
 
-class Found(NamedTuple):
-    """Posterior of (v, z), with the covariance ``root`` ``root``ᵀ, and how outputs depend on it.
-
-    v is white, and w = ``prior`` v. What is unknown of an output by itself is conditioned on its
-    observations already: given (v, z) its weights have the mean ``offset`` + ``design`` (v, z) and
-    the covariance ``own`` ``own``ᵀ.
-    """
-
-    mean: Float[Tensor, "task latent"]
-    root: Float[Tensor, "task latent latent"]
-    offset: Float[Tensor, "task output mode"]
-    design: Float[Tensor, "task output mode latent"]
-    own: Float[Tensor, "task output mode unknown"]
-    unknown: Float[Tensor, "task output size"]  # means and log deviations of z_j
-    prior: Float[Tensor, "task force_mode force_mode"]
-
-    def weights(self) -> Tensor:
-        """Posterior mean of c, ``task x output x mode``."""
-        shift = self.design.flatten(1, 2) @ self.mean[..., None]
-        return self.offset + shift[..., 0].unflatten(1, self.offset.shape[1:])
-
-    def loads(self) -> Tensor:
-        """Its root, ``task x output x mode x number``."""
-        found = self.design.flatten(1, 2) @ self.root
-        return torch.cat([found.unflatten(1, self.offset.shape[1:]), self.own], -1)
-
-    def force(self) -> tuple[Tensor, Tensor]:
-        """Posterior mean of w, ``task x force mode x 1``, and its root."""
-        size = self.prior.shape[-1]
-        return self.prior @ self.mean[:, :size, None], self.prior @ self.root[:, :size]
-
-    def summary(self) -> Tensor:
-        """``task x size``: means and log deviations of (w, z)."""
-        mean, root = self.force()
-        size = self.prior.shape[-1]
-        means = torch.cat([mean[..., 0], self.mean[:, size:]], -1)
-        spread = torch.cat([root, self.root[:, size:]], 1).square().sum(-1)
-        return torch.cat([means, 0.5 * spread.log()], -1).float()
-
-
 class Trail(NamedTuple):
     """Of a batch: what was seen, the tokens after the last pass, and what each pass found."""
 
@@ -161,6 +123,15 @@ class Pass(nn.Module):
         for block in self.blocks:
             values = block(values, unseen)
         return values, self.read(values)
+
+
+def _force_law(at: Tensor, mean: Tensor, basis: Tensor, weights: Tensor, root: Tensor) -> FactorLaw:
+    """At ``task x query x node`` weights; those of modes are ``task x mode x 1``, in float64."""
+    design = at @ basis  # task query mode
+    loads = design.double() @ root
+    log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
+    mean = at @ mean + (design @ weights.float())[..., 0]
+    return FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
 
 
 class LinearisedLFM(AmortisedLFM):
@@ -199,7 +170,11 @@ class LinearisedLFM(AmortisedLFM):
         self.rest = nn.Linear(width, parts)
         nn.init.zeros_(self.rest.weight)
         nn.init.zeros_(self.rest.bias)
-        size = self.modes.force_basis.shape[0]
+        size = len(self.modes.force_basis)
+        self.solution: SolutionOperator | None = None
+        if config.solution is not None:
+            shape = kinds, size, config.modes, config.force_modes
+            self.solution = SolutionOperator(config.solution, *shape)
         final = nn.Linear(width, 2 * size)
         nn.init.zeros_(final.weight)
         nn.init.zeros_(final.bias)
@@ -218,6 +193,20 @@ class LinearisedLFM(AmortisedLFM):
 
     def laws(self, context: Batch, x: Tensor) -> Laws:
         return self._laws(self._trail(context), spline_weights(self.modes.nodes, x), len(x))
+
+    def answer(self, context: Batch, x: Tensor) -> Laws:
+        """As :meth:`laws`; where there is a solution operator, by iterating on it from there."""
+        at, trail = spline_weights(self.modes.nodes, x), self._trail(context)
+        laws = self._laws(trail, at, len(x))
+        if self.solution is None:
+            return laws
+        begun = self._force(trail.found[-1], torch.eye(at.shape[-1]).to(at))
+        found = self.solution(trail.seen, begun.mean[:, 0])
+        mean, basis = self.solution.force_mean.to(at), self.solution.force_basis.to(at)
+        force = _force_law(at, mean, basis, found.force_weights[..., None], found.force_root)
+        law = torch.cat([found.weights[..., None], found.loads], -1)
+        outputs = self._outputs(trail.seen, law, torch.cholesky_inverse(self.solution.rest), at)
+        return Laws(force, outputs, laws.embedding)
 
     def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
         at, trail = spline_weights(self.modes.nodes, batch.x), self._trail(context)
@@ -267,9 +256,11 @@ class LinearisedLFM(AmortisedLFM):
         force = FactorLaw(mean[:, None], log_sd[:, None], force.loads)
         # The outputs' law follows; trained by it too, sharper by far, the network serves it first.
         known = Found(*(each[:judged].detach() for each in found))
-        log_rest = self._parted(self.rest(values[:judged].detach()))
+        law = torch.cat([known.weights()[..., None], known.loads()], -1)
+        log_rest = _REST + self._parted(self.rest(values[:judged].detach())).double()
+        least = (-2 * log_rest).exp()[..., None] * torch.eye(self.config.modes).to(law)
         few = Seen(*(each[:judged] for each in trail.seen))
-        outputs = self._outputs(few, known, log_rest, at[:judged])
+        outputs = self._outputs(few, law, least, at[:judged])
         return Laws(force, outputs, self._looks(values, trail.unseen, found, embedding))
 
     def _looks(self, values: Tensor, unseen: Tensor, found: Found, mean: Tensor) -> Tensor:
@@ -281,24 +272,21 @@ class LinearisedLFM(AmortisedLFM):
         return torch.cat(parts, -1)
 
     def _force(self, found: Found, at: Tensor) -> FactorLaw:
-        modes = self.modes
-        weights, root = found.force()
-        design = at @ modes.force_basis  # task query force mode
-        loads = design.double() @ root
-        log_sd = 0.5 * (loads.square().sum(-1) + _LEAST_VARIANCE).log().float()
-        mean = at @ modes.force_mean + (design @ weights.float())[..., 0]
-        return FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
+        return _force_law(at, self.modes.force_mean, self.modes.force_basis, *found.force())
 
-    def _outputs(self, seen: Seen, found: Found, log_rest: Tensor, at: Tensor) -> FactorLaw:
-        """What the linear law says of them, and what the observations say beside it.
+    def _outputs(self, seen: Seen, law: Tensor, least: Tensor, at: Tensor) -> FactorLaw:
+        """What a law of few numbers says of them, and what the observations say beside it.
 
-        c = μ + D (w, z) + E z_j + ε η with η ~ N(0, I): ε is how far a law of few numbers may be
-        from an output. Given these numbers, c has the precision S + ε⁻² and the mean of both.
+        c is as the law says, with so many loads beside its mean, and something of its own with the
+        precision Λ. Given these numbers, it has the precision S + Λ and the mean of both.
+
+        Args:
+            seen: S among them.
+            law: mean and loads of c, ``task x output x mode x number``.
+            least: Λ, ``task x output x mode x mode``.
+            at: ``task x query x node`` weights.
         """
-        eye = torch.eye(self.config.modes).to(seen.precision)
-        least = (-2 * (_REST + log_rest.double())).exp()[..., None] * eye
         factor = cholesky(seen.precision + least)
-        law = torch.cat([found.weights()[..., None], found.loads()], -1)
         pulled = least @ law
         pulled[..., :1] += seen.pull[..., None]
         drawn, loads = torch.cholesky_solve(pulled, factor).tensor_split([1], -1)
@@ -316,37 +304,13 @@ class LinearisedLFM(AmortisedLFM):
         law = (self.design + law.unflatten(-1, self.design.shape[1:])).double()
         size = self.force_modes
         law = torch.cat([law[..., :size] @ prior[:, None], law[..., size:]], -1)
-        offset = (self.offset + offset).double()
         # What a linear law cannot fit is not to be believed in full.
         trust = torch.sigmoid(_TRUSTED + _BRISK * trust).double()
-        both = torch.cat([law, offset[..., None]], -1)
-        weighted = trust[..., None] * (seen.precision @ both)
-        pull = trust * seen.pull - weighted[..., -1]
-        design, own = law.tensor_split([self.latents], -1)
-        read_design, read_own = weighted[..., :-1].tensor_split([self.latents], -1)
-        if self.own_unknowns:
-            # z_j is conditioned on output j alone, and leaves the sum over outputs.
-            eye = torch.eye(own.shape[-1]).to(own)
-            each = cholesky(eye + own.mT @ read_own)
-            own = torch.linalg.solve_triangular(each, own.mT, upper=False).mT
-            explained = own.mT @ torch.cat([read_design, pull[..., None]], -1)
-            offset = offset + (own @ explained[..., -1:])[..., 0]
-            design = design - own @ explained[..., :-1]
-        # One product over outputs and modes, not one an output.
-        transposed = design.flatten(1, 2).mT
-        eye = torch.eye(self.latents).to(design)
-        factor = cholesky(eye + transposed @ read_design.flatten(1, 2))
-        root = torch.linalg.solve_triangular(factor.mT, eye, upper=True)
-        mean = root @ (root.mT @ (transposed @ pull.flatten(1)[..., None]))
-        if not self.own_unknowns:
-            return Found(mean[..., 0], root, offset, design, own, own[..., 0, :], prior)
-        left = explained[..., -1:] - explained[..., :-1] @ mean[:, None]
-        inverse = torch.linalg.solve_triangular(
-            each.mT, torch.eye(own.shape[-1]).to(own), upper=True
+        believed = seen._replace(
+            precision=trust[..., None] * seen.precision, pull=trust * seen.pull
         )
-        spread = inverse.square().sum(-1)
-        unknown = torch.cat([(inverse @ left)[..., 0], 0.5 * spread.log()], -1)
-        return Found(mean[..., 0], root, offset, design, own, unknown, prior)
+        design, own = law.tensor_split([self.latents], -1)
+        return conditioned(believed, (self.offset + offset).double(), design, own, prior)
 
     def _reported(self, seen: Seen, found: Found) -> Tensor:
         """``task x token x size``: these, the outputs that go with them, and what these miss."""

@@ -86,7 +86,7 @@ class Modes(nn.Module):
             ``kind x mode x force mode`` regression of the weights of outputs on those of the force.
         """
         h, f = outputs.double(), force.double()
-        mean, basis, drive = _principal(f, self.force_basis.shape[1])
+        mean, basis, drive = principal(f, self.force_basis.shape[1])
         self.force_mean.copy_(mean)
         self.force_basis.copy_(basis)
         slopes = []
@@ -96,14 +96,14 @@ class Modes(nn.Module):
             flat = ((h - level) / spread).flatten(0, 1)
             # Level and size are units of what was observed: those of the function are near them.
             count = self.basis.shape[-1] - 2
-            mean, basis, weights = _principal(flat, count)
+            mean, basis, weights = principal(flat, count)
             self.basis[0] = torch.cat([basis, torch.ones_like(basis[:, :1]), mean[:, None]], -1)
             self.prior[-2:] = _VAGUE
             both = weights.unflatten(0, h.shape[:2]).mean(1).mT @ drive / len(h)
             slopes.append(torch.cat([both, both.new_zeros(2, both.shape[1])]))
         else:
             for i in range(h.shape[1]):
-                mean, basis, weights = _principal(h[:, i], self.basis.shape[-1])
+                mean, basis, weights = principal(h[:, i], self.basis.shape[-1])
                 self.mean[i], self.basis[i] = mean, basis
                 slopes.append(weights.mT @ drive / len(h))
         return torch.stack(slopes).float()
@@ -174,7 +174,7 @@ def _waves(grid: Tensor, count: int) -> Tensor:
     return (torch.pi * grid[:, None] * rates).cos().prod(-1) / (1 + rates.sum(-1))
 
 
-def _principal(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def principal(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, modes with unit variance of their weights, and weights, of ``task x node`` functions.
 
     Returns:

@@ -59,22 +59,37 @@ class StreamTrainer(Trainer):
     def _new_model(self, axes: int) -> ForceModel:
         model = super()._new_model(axes)
         if isinstance(model, AmortisedLFM) and model.mesh is not None:
-            model.learn(*self._truth_on_a_mesh(model.mesh))
+            truth = self._truth_on_a_mesh(model.mesh)
+            outputs, force = self.scale.values(truth["h"]), self.scale.force(truth["f_observed"])
+            model.learn(outputs, force)
+            if isinstance(model, LinearisedLFM) and model.solution is not None:
+                parameters = self._own_parameters(truth)
+                model.solution.learn(model.modes, outputs, force, parameters, self._activity)
         if isinstance(model, LinearisedLFM):
             self.model = model  # decides what is observed
             model.modes.standardise([self._augmented(*self.train)[1] for _ in range(_LOOKS)])
         return model
 
-    def _truth_on_a_mesh(self, points: int) -> tuple[Tensor, Tensor]:
-        """Outputs and force, free of noise, of tasks that nothing else sees; points an axis."""
+    def _truth_on_a_mesh(self, points: int) -> dict[str, Array]:
+        """Free of noise, of tasks that nothing else sees; so many points an axis."""
         mesh = Mesh(spacing="regular", points=points)
         changes = {"mesh": mesh, "query": 2, "force_noise": 0.0}
         config = self.tasks_config.model_copy(update=changes)
         # Midway between the tasks of the epochs and those that a trained model looks at.
         first = (1 + self.spec.seed) * _STREAM_STRIDE + _STREAM_STRIDE // 2
         indices = first + np.arange(_LINEAR_TASKS)
-        found = simulate(self.system, config, np.zeros(_LINEAR_TASKS, dtype=np.int8), indices)
-        return self.scale.values(found["h"]), self.scale.force(found["f_observed"])
+        return simulate(self.system, config, np.zeros(_LINEAR_TASKS, dtype=np.int8), indices)
+
+    def _own_parameters(self, truth: Mapping[str, Array]) -> Tensor:
+        """Those that each output has a value of, ``task x output x parameter``."""
+        every = (truth[f"parameter_{name}"] for name in self.system.parameters)
+        own = [values for values in every if values.ndim > 1]
+        return torch.from_numpy(np.stack(own, -1) if own else np.empty((*truth["h"].shape[:2], 0)))
+
+    def _activity(self, force: Tensor) -> Tensor:
+        """What a force on the model's scale stands for."""
+        physical = self.scale.force_mean + self.scale.force_sd * force
+        return torch.from_numpy(self.system.activity(physical.numpy()))
 
     def _simulated(self, epoch: int) -> Tasks:
         config: TasksConfig = self.tasks_config

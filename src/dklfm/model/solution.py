@@ -50,6 +50,8 @@ _START = 0.1
 """Deviation of a standardised force from where a network says that it is."""
 _DAMPING, _EASED, _RAISED = 1.0, 0.2, 5.0
 """Precision of a step at first, and its factors after one that helps and one that does not."""
+_LAST = 4
+"""Steps under each law, from the mode under that of all forces together."""
 _TASKS_AT_ONCE = 64
 
 
@@ -217,11 +219,29 @@ class SolutionOperator(nn.Module):
 
     def _inferred(self, seen: Seen, force: Tensor) -> Mixture:
         tasks, laws = len(force), len(self.laws)
-        every = Seen(*(each.repeat_interleave(laws, 0) for each in self._believed(seen)))
+        believed = self._believed(seen)
+        v, theta = self._begun(believed, force)
+        every = Seen(*(each.repeat_interleave(laws, 0) for each in believed))
         problem = _Problem(self, every, self.laws.repeat(tasks, 1, 1))
-        found, lost = problem.mode(self._start(force))
+        start = self._start(self.force_mean + v @ self.force_basis.mT, self.laws)
+        found, lost = problem.laplace(start, theta.repeat_interleave(laws, 0), _LAST)
         evidence = self.shares.log() - (lost + 0.5 * found.log_det).unflatten(0, (tasks, laws))
         return _mixed(found, evidence.softmax(1))
+
+    def _begun(self, seen: Seen, force: Tensor) -> tuple[Tensor, Tensor]:
+        """The mode under the law of all forces together, which leaves little to do under each.
+
+        It is sought from what a network says and from the mean of all forces, the better is taken.
+        """
+        whole = torch.eye(self.laws.shape[-1]).to(self.laws)[None]
+        tasks, outputs = seen.pull.shape[:2]
+        twice = Seen(*(torch.cat([each, each]) for each in seen))
+        start = self._start(torch.cat([force, self.force_mean.expand(tasks, -1)]), whole)
+        theta = start.new_zeros(2 * tasks, outputs, self.config.parameters)
+        problem = _Problem(self, twice, whole.expand(2 * tasks, -1, -1))
+        v, theta, _, lost = problem.descend(start, theta, self.config.iterations)
+        other = lost[tasks:] < lost[:tasks]
+        return _chosen(other, v[tasks:], v[:tasks]), _chosen(other, theta[tasks:], theta[:tasks])
 
     def _believed(self, seen: Seen) -> Seen:
         """Less sure by what the operator leaves unexplained of the outputs' weights."""
@@ -232,9 +252,9 @@ class SolutionOperator(nn.Module):
         left = both - white[..., :-1].mT @ white
         return seen._replace(precision=left[..., :-1], pull=left[..., -1])
 
-    def _start(self, force: Tensor) -> Tensor:
+    def _start(self, force: Tensor, laws: Tensor) -> Tensor:
         """The likeliest white weights near a force under each law, ``(task law) x latent``."""
-        design = self.force_basis @ self.laws / _START  # law node latent
+        design = self.force_basis @ laws / _START  # law node latent
         precision = torch.eye(design.shape[-1]).to(design) + design.mT @ design
         pull = design.mT @ ((force.double() - self.force_mean) / _START).mT
         return torch.cholesky_solve(pull, cholesky(precision)).permute(2, 0, 1).flatten(0, 1)
@@ -291,14 +311,20 @@ class _Problem:
     def __init__(self, operator: SolutionOperator, seen: Seen, prior: Tensor) -> None:
         self.operator, self.seen, self.prior = operator, seen, prior
 
-    def mode(self, start: Tensor) -> tuple[Found, Tensor]:
+    def laplace(self, v: Tensor, theta: Tensor, iterations: int) -> tuple[Found, Tensor]:
         """Laplace's approximation at the mode, and −log density there, without constants."""
-        v = start
-        theta = v.new_zeros(*self.seen.pull.shape[:2], self.operator.config.parameters)
+        v, theta, at, lost = self.descend(v, theta, iterations)
+        found = self._conditioned(at, v, theta, torch.zeros_like(lost))
+        return found._replace(mean=v), lost
+
+    def descend(
+        self, v: Tensor, theta: Tensor, iterations: int
+    ) -> tuple[Tensor, Tensor, Linear, Tensor]:
+        """Damped Gauss-Newton: (v, θ), the operator there, and −log density, without constants."""
         at = self._solved(v, theta)
         lost = self._lost(at, v, theta)
         damping = torch.full_like(lost, _DAMPING)
-        for _ in range(self.operator.config.iterations):
+        for _ in range(iterations):
             found = self._conditioned(at, v, theta, damping)
             kept, moved = (damping / (1 + damping))[:, None], (1 + damping).rsqrt()[:, None]
             new_v = kept * v + moved * found.mean
@@ -313,8 +339,7 @@ class _Problem:
             )
             at = Linear(*(_chosen(better, new, old) for new, old in zip(there, at, strict=True)))
             damping = damping * torch.where(better, _EASED, _RAISED)
-        found = self._conditioned(at, v, theta, torch.zeros_like(lost))
-        return found._replace(mean=v), lost
+        return v, theta, at, lost
 
     def _solved(self, v: Tensor, theta: Tensor) -> Linear:
         """In units of what was observed of an output, about its level; derivatives by v."""

@@ -217,3 +217,11 @@ def test_parameters_of_another_number_are_one_clear_error() -> None:
 def test_sizes_are_bounded() -> None:
     with pytest.raises(ConfigError, match="degree"):
         validate(SolutionConfig, {"degree": 9}, "test")
+
+
+def test_a_network_that_points_elsewhere_does_not_lead_astray() -> None:
+    model, solution = taught()
+    theta, force = tasks(6, seed=1)
+    seen = model.modes(observed(equation(theta, force, 0.3, exchangeable=False), 0.05))
+    right, wrong = solution(seen, force), solution(seen, force.mean(0) - 20 * force.flip(1))
+    torch.testing.assert_close(wrong.force_weights, right.force_weights, atol=1e-2, rtol=1e-2)

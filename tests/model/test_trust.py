@@ -82,7 +82,9 @@ def test_a_model_with_other_features_than_it_was_learnt_with_is_one_clear_error(
     trust: Trust,
 ) -> None:
     found = statistics(5, 3)
-    with pytest.raises(ModelError, match=r"another model.*6 features of a task, this model gives 4"):
+    with pytest.raises(
+        ModelError, match=r"another model.*6 features of a task, this model gives 4"
+    ):
         trust.p_values(found._replace(features=found.features[:, :4]))
 
 

@@ -214,6 +214,13 @@ def test_parameters_of_another_number_are_one_clear_error() -> None:
             model.solution.learn(model.modes, outputs, force, wrong, softplus)
 
 
+def test_a_model_that_iterates_says_so() -> None:
+    """Its trust is learnt from fewer tasks."""
+    spec = {"method": "dklfm_stream", "model": {"name": "linearised"}}
+    assert fresh().iterates
+    assert not build_model(validate(TrainSpec, spec, "test"), axes=1, outputs=2).iterates
+
+
 def test_sizes_are_bounded() -> None:
     with pytest.raises(ConfigError, match="degree"):
         validate(SolutionConfig, {"degree": 9}, "test")

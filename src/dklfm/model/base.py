@@ -31,7 +31,8 @@ class ForceModel(nn.Module, ABC):
     ``method`` is its name in a config; ``exchangeable`` says whether outputs have one law for it,
     so that there may be any number of them, or are told apart by their place;
     ``judged_where_seen`` whether its density is that of the observations that it sees, or of other
-    points; ``joint`` whether it has a joint law of the force over points.
+    points; ``joint`` whether it has a joint law of the force over points; ``iterates`` whether a
+    posterior takes iterations, and so a multiple of a network's time.
     """
 
     method: str
@@ -39,6 +40,7 @@ class ForceModel(nn.Module, ABC):
     outputs: int
     judged_where_seen: bool = False
     joint: bool = False
+    iterates: bool = False
 
     def scales(self) -> Iterator[nn.Parameter]:
         """Scales of kernels and noise, which are no weights of a network."""

@@ -175,6 +175,7 @@ class LinearisedLFM(AmortisedLFM):
         if config.solution is not None:
             shape = kinds, size, config.modes, config.force_modes
             self.solution = SolutionOperator(config.solution, *shape)
+            self.iterates = True
         final = nn.Linear(width, 2 * size)
         nn.init.zeros_(final.weight)
         nn.init.zeros_(final.bias)

@@ -43,7 +43,7 @@ _MOST_SECONDS, _LEAST_SECONDS = 20.0, 1.0
 _CHECKPOINT_SHARE = 0.02
 """Of the time that checkpoints may take, between these bounds on what is lost when killed."""
 _TRUST_TASKS = 1536, 6144, 2048
-"""At least, and at most of one input or of several; in between, as many as the training saw."""
+"""At least, and at most where a task costs little, or more; in between, as many as were seen."""
 
 
 def standardised_errors(model: ForceModel, scale: Scale, validation: Tasks) -> Tensor:
@@ -88,8 +88,9 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
 
     # The same whether the training was interrupted or not, or long over.
     trainer.generator = torch.Generator().manual_seed(trainer.spec.seed)
-    least, of_one, of_several = _TRUST_TASKS
-    most = of_one if len(trainer.system.axes) == 1 else of_several
+    least, of_cheap, of_dear = _TRUST_TASKS
+    dear = len(trainer.system.axes) > 1 or trainer.model.iterates
+    most = of_dear if dear else of_cheap
     count = min(max(trainer.seen, least), most)
     known = seen(trainer.contexts(count))
     alike = seen(trainer.contexts(2 * count, first=count))

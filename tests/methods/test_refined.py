@@ -11,6 +11,8 @@ import torch
 from dklfm.config import RefinementConfig, TrainSpec, validate
 from dklfm.errors import DataError
 from dklfm.methods import ExactTranscription, Refined, TrainedModel, fit_each
+from dklfm.methods.mechanistic import Problem, descend
+from dklfm.methods.refined import _sought
 from dklfm.methods.sampling import Sample, tempered
 from dklfm.model import Scale
 from dklfm.model.build import build_model
@@ -55,6 +57,18 @@ def test_another_number_of_genes_is_refined_if_their_law_is_known() -> None:
     only_five, _ = tasks_of({"name": "transcription", "prior": {"name": "sensitivity"}}, 1)
     with pytest.raises(DataError, match="not of 2 genes"):
         Refined(start, only_five, RefinementConfig()).infer(tasks)
+
+
+def test_the_better_of_two_modes_is_refined() -> None:
+    system, tasks = tasks_of(LOGNORMAL | {"prior": {"name": "p53-empirical"}}, 4, points=30)
+    problem = Problem(system, tasks, {}, 0.1, None)
+    wrong = np.tile(6.0 * (-1.0) ** np.arange(problem.coefficients), (4, 1))
+    theta, of = np.zeros((4, problem.parameters)), np.arange(4)
+    astray, from_rest = (descend(problem, theta, z, of) for z in (wrong, 0 * wrong))
+    found = np.array([mode.energy for mode in _sought(problem, wrong)])
+    energies = [[mode.energy for mode in modes] for modes in (astray, from_rest)]
+    np.testing.assert_allclose(found, np.min(energies, axis=0))
+    assert (found < energies[0]).any()
 
 
 def test_tasks_together_are_refined_as_each_alone() -> None:

@@ -1,8 +1,8 @@
 """A trained model proposes, the mechanistic law judges.
 
 From the amortised force a few damped Gauss–Newton steps lead to the mode of the equation's own
-posterior, around which a few sets of parameters are weighted by that posterior. That the
-search begins where the model points saves the search for a good start, and with few samples the
+posterior, around which a few sets of parameters are weighted by that posterior. Begun where the
+model points, and at no force at all, it needs no search among many starts; with few samples the
 weights are flattened: most of what weights would still change is not worth their noise.
 """
 
@@ -91,11 +91,20 @@ class Refined:
             if not (problem.coefficients and problem.parameters):
                 raise DataError(f"refinement is not made for {system.name}; use mechanistic")
             z = _coefficients(problem, amortised["force_mean"][part], amortised["force_sd"][part])
-            modes = descend(problem, np.zeros((len(z), problem.parameters)), z, np.arange(len(z)))
+            modes = _sought(problem, z)
             spent = (time.process_time() - started) / len(z)
             for i, mode in enumerate(modes):
                 seconds = spent + float(amortised["cpu_seconds"][first + i])
                 yield Found(problem.of_task(i), mode, seconds)
+
+
+def _sought(problem: Problem, z: Array) -> list[Mode]:
+    """From a model's force and from none at all, the better mode of each task."""
+    starts, tasks = np.vstack([z, np.zeros_like(z)]), len(z)
+    theta = np.zeros((len(starts), problem.parameters))
+    found = descend(problem, theta, starts, np.tile(np.arange(tasks), 2))
+    pairs = zip(found[:tasks], found[tasks:], strict=True)
+    return [min(pair, key=lambda mode: mode.energy) for pair in pairs]
 
 
 def _sampled(problem: Problem, mode: Mode, coordinates: Coordinates, count: int) -> TaskPosterior:

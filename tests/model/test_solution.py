@@ -12,10 +12,11 @@ from torch.nn.functional import softplus
 
 from dklfm.config import SolutionConfig, TrainSpec, validate
 from dklfm.errors import ConfigError
-from dklfm.model import Batch, LinearisedLFM, build_model
+from dklfm.model import LinearisedLFM, build_model
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.smoothing import even_grid
 from dklfm.model.solution import SolutionOperator, _laws
+from tests.model.test_linearised import observed
 
 NODES, FORCE = 31, 4
 GRID = even_grid((NODES,))[:, 0]
@@ -65,15 +66,6 @@ def taught(
     of_each = parameters(theta, spread, exchangeable)
     model.solution.learn(model.modes, outputs, force, of_each, softplus)
     return model, model.solution
-
-
-def observed(h: Tensor, noise: float) -> Batch:
-    """Every other point of functions on the grid, with noise of that deviation."""
-    y = h[..., ::2].float()
-    x = torch.linspace(0, 1, y.shape[-1])[None, :, None].expand(len(y), -1, -1)
-    sd = torch.full_like(y, noise)
-    white = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-    return Batch(x, y + sd * white, sd, torch.ones_like(y).bool())
 
 
 def unknowns(solution: SolutionOperator, theta: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:

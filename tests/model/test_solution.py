@@ -201,8 +201,8 @@ def test_parameters_of_another_number_are_one_clear_error() -> None:
     outputs = equation(theta, force, 0.3, exchangeable=False)
     model.learn(outputs, force)
     assert model.solution is not None
-    for wrong in (torch.ones(40, 2, 3), torch.zeros(40, 2, 2)):
-        with pytest.raises(ConfigError, match=r"2 positive parameters each.*model\.solution"):
+    for wrong, said in ((torch.ones(40, 2, 3), "have 3:"), (torch.zeros(40, 2, 2), "not all of")):
+        with pytest.raises(ConfigError, match=rf"2 positive parameters each.*{said}"):
             model.solution.learn(model.modes, outputs, force, wrong, softplus)
 
 

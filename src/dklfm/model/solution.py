@@ -139,11 +139,13 @@ class SolutionOperator(nn.Module):
             ConfigError: if the outputs have another number of parameters than was said, or some
                 that are not positive.
         """
-        if parameters.shape[-1] != self.config.parameters or not (parameters > 0).all():
+        found, positive = parameters.shape[-1], bool((parameters > 0).all())
+        if found != self.config.parameters or not positive:
             raise ConfigError(
                 f"model.solution is of outputs with {self.config.parameters} positive parameters "
-                f"each; these have {parameters.shape[-1]}: set model.solution.parameters to the "
-                "number of those that the system draws for each output, or leave model.solution out"
+                f"each; these have {found}{'' if positive else ', not all of them positive'}: set "
+                "model.solution.parameters to the number of those that the system draws for each "
+                "output, or leave model.solution out"
             )
         h, f = outputs.double(), force.double()
         mean, basis, drive = principal(f, self.force_basis.shape[1])
@@ -209,12 +211,8 @@ class SolutionOperator(nn.Module):
     @torch.no_grad()
     def forward(self, seen: Seen, force: Float[Tensor, "task node"]) -> Mixture:
         """The posterior from observations and a first guess of the standardised force."""
-        parts = [
-            self._inferred(Seen(*(each[i : i + _TASKS_AT_ONCE] for each in seen)), some)
-            for i, some in zip(
-                range(0, len(force), _TASKS_AT_ONCE), force.split(_TASKS_AT_ONCE), strict=True
-            )
-        ]
+        each = zip(*(values.split(_TASKS_AT_ONCE) for values in (*seen, force)), strict=True)
+        parts = [self._inferred(Seen(*some), guess) for *some, guess in each]
         return Mixture(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _inferred(self, seen: Seen, force: Tensor) -> Mixture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -92,16 +92,23 @@ class _LogNormalPrior(_Prior):
     def moments(self) -> tuple[Array, Array]:
         """Mean and standard deviation of the log, ``parameter x target``."""
 
-    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
+    @cached_property
+    def _of_any_gene(self) -> tuple[Array, Array]:
+        """Mean of the log and a root of its covariance, for drawing thousands of tasks."""
         mean, sd = self.moments()
+        covariance = np.diag(np.square(sd).mean(1)) + np.cov(mean, bias=True)
+        root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+        return np.asarray(mean.mean(1), dtype=np.float64), root
+
+    def of_white(self, white: Mapping[str, Array]) -> dict[str, Array]:
         stacked = np.stack([white[name] for name in _PARAMETERS])
         if stacked.shape[-1] == len(GENES):
+            mean, sd = self.moments()
             shape = (len(mean), *(1,) * (stacked.ndim - 2), len(GENES))
             logs = mean.reshape(shape) + sd.reshape(shape) * stacked
         else:
-            covariance = np.diag(np.square(sd).mean(1)) + np.cov(mean, bias=True)
-            root = np.linalg.cholesky(covariance)
-            centre = mean.mean(1).reshape(-1, *(1,) * (stacked.ndim - 1))
+            mean, root = self._of_any_gene
+            centre = mean.reshape(-1, *(1,) * (stacked.ndim - 1))
             logs = centre + np.tensordot(root, stacked, 1)
         return dict(zip(_PARAMETERS, np.exp(logs), strict=True))
 

@@ -22,6 +22,7 @@ from dklfm.config import (
     stage_key,
     validate,
 )
+from dklfm.config.keys import PART_VERSIONS
 from dklfm.errors import ConfigError
 
 JSON = st.recursive(
@@ -85,6 +86,16 @@ def test_keys_of_published_products_never_change(
 def test_key_does_not_depend_on_the_order_of_settings(spec: dict[str, Any]) -> None:
     turned = dict(reversed(spec.items()))
     assert stage_key("tasks", turned) == stage_key("tasks", spec)
+
+
+def test_refined_posteriors_are_made_anew_without_the_references(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs: list[dict[str, Any]] = [{"refine": {"samples": 32}}, {"reference": {}}, {}]
+    before = [stage_key("posterior", spec) for spec in specs]
+    monkeypatch.setitem(PART_VERSIONS, "refine", PART_VERSIONS["refine"] + 1)
+    after = [stage_key("posterior", spec) for spec in specs]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
 
 
 def test_key_depends_on_stage_settings_and_parents_in_their_order() -> None:

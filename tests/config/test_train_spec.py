@@ -66,6 +66,17 @@ def test_model_is_the_section_of_the_method(method: str, section: type) -> None:
         ({"model": {"kernel": {"amplitude": 2}}}, "did you mean 'amplitudes'?"),
         ({"method": "neural_process", "model": {"widht": 2}}, "did you mean 'width'?"),
         ({"method": "neural_process", "model": {"width": 30}}, "model: width 30 must be a mult"),
+        (
+            {"method": "dklfm_stream", "model": {"name": "operator", "heads": 3}},
+            "width 64 must be a multiple of heads 3",
+        ),
+        (
+            {
+                "method": "dklfm_stream",
+                "model": {"name": "linearised", "heads": 3, "exchangeable": True},
+            },
+            "width 256 must be a multiple of heads 3",
+        ),
         ({"method": "fno"}, "set training.least_points: null"),
         (
             {"method": "fno", "training": WHOLE | {"least_window": 0.5}},

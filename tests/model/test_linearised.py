@@ -238,3 +238,29 @@ def test_each_pass_is_trained_to_be_right_by_itself(exchangeable: bool) -> None:
         assert worse > model.loss(truth, seen) + 0.1
     model.loss(truth, seen).backward()
     assert all(each.read[-1].weight.grad.abs().sum() > 0 for each in model.passes)
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_outputs_that_are_alike_see_each_other_in_any_order(heads: int) -> None:
+    model = fresh(outputs=3, exchangeable=True, heads=heads)
+    h, f, _ = linear_tasks(400)
+    model.learn(h, f)
+    with torch.no_grad():
+        model.passes[0].read[-1].weight.mul_(100)  # what a network says is to matter
+    every = torch.cat([h, h[:, :1] + h[:, 1:]], 1)
+    seen, x = observed(every[:4], 0.1), X.expand(4, -1, -1)
+    moments = model.posterior(seen, x)
+    turned = torch.tensor([2, 0, 1])
+    again = model.posterior(seen.outputs(turned), x)
+    torch.testing.assert_close(again.force_mean, moments.force_mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        again.output_mean, moments.output_mean[:, turned], atol=1e-4, rtol=1e-4
+    )
+    other = replace(seen, y=torch.cat([seen.y[:, :2], -3 * seen.y[:, 2:]], 1))
+    said = [model._trail(each).found[0].design[:, 0] for each in (seen, other)]
+    assert (said[0] - said[1]).abs().max() > 1e-2
+    unseen = [
+        replace(each, mask=each.mask & (torch.arange(3) < 2)[:, None]) for each in (seen, other)
+    ]
+    without = [model.posterior(each, x).force_mean for each in unseen]
+    torch.testing.assert_close(*without)

@@ -66,6 +66,12 @@ class TasksConfig(Section):
     force_noise: Annotated[float, Field(ge=0)] = 0.02
 
 
+def _divided(width: int, heads: int) -> None:
+    """Refuse heads of attention that a width is not a multiple of."""
+    if heads and width % heads:
+        raise ValueError(f"width {width} must be a multiple of heads {heads}")
+
+
 class _AttentionConfig(Section):
     width: Size = 64
     layers: Size = 2
@@ -74,8 +80,7 @@ class _AttentionConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        _divided(self.width, self.heads)
         return self
 
 
@@ -208,7 +213,8 @@ class OperatorConfig(Section):
     joint_weight: Annotated[float, Field(ge=0)] = 0.1
 
     @model_validator(mode="after")
-    def _modes_of_outputs_told_apart(self) -> Self:
+    def _sensible(self) -> Self:
+        _divided(self.width, self.heads)
         if self.modes and self.exchangeable:
             raise ValueError("modes are of outputs that are told apart: set exchangeable: false")
         return self
@@ -239,8 +245,9 @@ class LinearisedConfig(Section):
     network, ``width`` wide with ``layers`` blocks, linearises in as many ``passes``, each of which
     sees what the last one found; with ``adaptive_prior`` it also says which forces are to be
     expected, as by their lengthscale. ``exchangeable`` outputs have one law and may be of any
-    number, with attention of so many ``heads`` among them; others are told apart by their place.
-    With a ``solution`` operator the network's answer is where iteration begins.
+    number; each sees the mean of all, and attends to them with as many ``heads`` as there are.
+    Others are told apart by their place. With a ``solution`` operator the network's answer is where
+    iteration begins.
     """
 
     name: Literal["linearised"] = "linearised"
@@ -252,7 +259,7 @@ class LinearisedConfig(Section):
     own_unknowns: Annotated[int, Field(ge=0, le=64, exclude_if=lambda count: not count)] = 0
     width: Size = 256
     layers: Size = 4
-    heads: Size = 8
+    heads: Annotated[int, Field(ge=0, le=1024)] = 8
     passes: Size = 1
     exchangeable: bool = False
     adaptive_prior: LaterSwitch = False
@@ -261,6 +268,12 @@ class LinearisedConfig(Section):
     )
     output_weight: Annotated[float, Field(ge=0)] = 0.05
     joint_weight: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.exchangeable:
+            _divided(self.width, self.heads)
+        return self
 
 
 class TrainingConfig(Section):

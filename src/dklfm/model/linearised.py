@@ -61,7 +61,10 @@ _LEAST_VARIANCE = 1e-6
 
 
 class Block(nn.Module):
-    """A network of each token, after attention among them where there are several."""
+    """A network of each token, which sees the others where there are several.
+
+    It sees their mean, and with any ``heads`` it attends to them.
+    """
 
     def __init__(self, width: int, heads: int | None) -> None:
         super().__init__()
@@ -70,7 +73,8 @@ class Block(nn.Module):
         )
         if heads is not None:
             self.norm = nn.LayerNorm(width)
-            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+            if heads:
+                self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
             self.summary = nn.Linear(width, width)
         self.heads = heads
 
@@ -78,13 +82,16 @@ class Block(nn.Module):
         """``task token width`` to the same; unseen tokens, ``task token``, are not looked at."""
         if self.heads is not None:
             normed = self.norm(values)
-            # Sequences of a few tokens: the blocked kernels cost more than they save.
-            with sdpa_kernel(SDPBackend.MATH):
-                attended, _ = self.attention(
-                    normed, normed, normed, key_padding_mask=unseen, need_weights=False
-                )
             mean = masked_mean(normed, ~unseen[..., None], 1)[:, None]
-            values = values + attended + self.summary(mean)
+            told = self.summary(mean)
+            if self.heads:
+                # Sequences of a few tokens: the blocked kernels cost more than they save.
+                with sdpa_kernel(SDPBackend.MATH):
+                    attended, _ = self.attention(
+                        normed, normed, normed, key_padding_mask=unseen, need_weights=False
+                    )
+                values = values + attended
+            values = values + told
         return values + self.network(values)
 
 

@@ -27,7 +27,8 @@ def test_written_schema_is_that_of_the_models() -> None:
 def test_every_setting_is_explained() -> None:
     text = (CONFIG / "README.md").read_text()
     sections = ["Experiment", "TasksConfig", "ModelConfig", "KernelConfig", "StoredConfig"]
-    sections += ["StreamConfig", "OperatorConfig", "LinearisedConfig", "KernelRouteConfig"]
+    sections += ["StreamConfig", "OperatorConfig", "LinearisedConfig", "GreenConfig"]
+    sections += ["KernelRouteConfig"]
     systems = ("Transcription", "LotkaVolterra", "ReactionDiffusion")
     for section in (*sections, *systems):
         for setting in json_schema()["$defs"][section]["properties"].keys() - {"name"}:

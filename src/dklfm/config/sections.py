@@ -276,6 +276,55 @@ class LinearisedConfig(Section):
         return self
 
 
+class GreenConfig(Section):
+    """The amortised posterior of an equation that is linear in its force; any mesh.
+
+    Force and outputs are combinations of ``force_modes`` and ``modes``, products of functions of
+    each axis on an even grid of ``nodes``. How those of the outputs follow from the force's is
+    learnt from simulated tasks: it is polynomial in the equation's positive parameters, of the
+    ``degrees`` by their names, and ``proportional`` to one of them, if one is named.
+    ``lengthscales`` are the parameters that the force's covariance depends on, one an axis. A
+    network, ``width`` wide with ``layers`` blocks, infers the parameters; from there at most so
+    many ``iterations`` lead to the mode of their posterior, and two rounds of ``samples`` are
+    averaged.
+    """
+
+    name: Literal["green"] = "green"
+    nodes: Annotated[int, Field(ge=4, le=256)] = 31
+    modes: Annotated[int, Field(ge=3, le=512)] = 160
+    force_modes: Annotated[int, Field(ge=1, le=512)] = 200
+    degrees: dict[str, Annotated[int, Field(ge=1, le=16)]] = Field(min_length=1, max_length=4)
+    proportional: str | None = None
+    lengthscales: tuple[str, ...] = Field(min_length=1, max_length=2)
+    width: Size = 256
+    layers: Size = 3
+    iterations: Annotated[int, Field(ge=1, le=200)] = 12
+    samples: Annotated[int, Field(ge=8, le=4096)] = 16
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all, in the order of the embedding."""
+        first = () if self.proportional is None else (self.proportional,)
+        return (*first, *self.degrees, *self.lengthscales)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ValueError(
+                "a parameter is named twice in proportional, degrees and lengthscales: "
+                + ", ".join(self.parameters)
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _representable(self) -> Self:
+        most = self.nodes ** len(self.lengthscales)
+        for name in ("modes", "force_modes"):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, as many as the grid has nodes")
+        return self
+
+
 class TrainingConfig(Section):
     """Optimisation of the marginal likelihood (Eq. 4) by ``optimiser`` under a one-cycle rate.
 
@@ -364,7 +413,7 @@ class KernelRouteConfig(ModelConfig):
 STREAM = "dklfm_stream"
 TrainedMethod = Literal["dklfm", "dklfm_stream", "neural_process", "fno"]
 StreamModel = Annotated[
-    OperatorConfig | LinearisedConfig | KernelRouteConfig,
+    OperatorConfig | LinearisedConfig | GreenConfig | KernelRouteConfig,
     Field(discriminator="name"),
     BeforeValidator(lambda value: {"name": "operator"} if value == {} else value),
 ]
@@ -373,6 +422,7 @@ AnyModel = (
     | KernelRouteConfig
     | OperatorConfig
     | LinearisedConfig
+    | GreenConfig
     | NeuralProcessConfig
     | FourierRegressorConfig
 )
@@ -409,7 +459,7 @@ class TrainSpec(Section):
 
     @model_validator(mode="after")
     def _nothing_unheard(self) -> Self:
-        if isinstance(self.model, OperatorConfig | LinearisedConfig):
+        if isinstance(self.model, OperatorConfig | LinearisedConfig | GreenConfig):
             fresh = StreamConfig()
             for setting in ("least_window", "reflect_axes", "negate", "conditional_weight"):
                 if getattr(self.training, setting) != getattr(fresh, setting):

@@ -89,25 +89,10 @@ class Laws(NamedTuple):
 
 
 class AmortisedLFM(ForceModel):
-    """Trained by the truth at query points; see the module."""
+    """See the module."""
 
     method = "dklfm_stream"
     joint = True
-    config: OperatorConfig | LinearisedConfig
-
-    @property
-    @abstractmethod
-    def mesh(self) -> int | None:
-        """Points an axis of the even grid that :meth:`learn` needs, if there is a use for it."""
-
-    @abstractmethod
-    def learn(self, outputs: Tensor, force: Tensor) -> None:
-        """Take what does not depend on training from simulated tasks.
-
-        Args:
-            outputs: free of noise, ``task x output x point`` on the grid, on the model's scale.
-            force: ``task x point``, likewise.
-        """
 
     @abstractmethod
     def laws(self, context: Batch, x: Tensor) -> Laws:
@@ -140,6 +125,38 @@ class AmortisedLFM(ForceModel):
         return LogDensities(
             of_outputs.sum((-1, -2)), of_force.sum(-1), batch.mask.sum((-1, -2)), real.sum(-1)
         )
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
+        force, outputs, embedding = self.answer(batch, x_query)
+        return Moments(
+            force.mean[:, 0].double(),
+            (2 * force.log_sd[:, 0].double()).exp(),
+            outputs.mean.double(),
+            (2 * outputs.log_sd.double()).exp(),
+            force.covariance()[:, 0] if covariance else None,
+            embedding,
+        )
+
+
+class JudgedLFM(AmortisedLFM):
+    """Trained by the truth at query points."""
+
+    config: OperatorConfig | LinearisedConfig
+
+    @property
+    @abstractmethod
+    def mesh(self) -> int | None:
+        """Points an axis of the even grid that :meth:`learn` needs, if there is a use for it."""
+
+    @abstractmethod
+    def learn(self, outputs: Tensor, force: Tensor) -> None:
+        """Take what does not depend on training from simulated tasks.
+
+        Args:
+            outputs: free of noise, ``task x output x point`` on the grid, on the model's scale.
+            force: ``task x point``, likewise.
+        """
 
     def loss(self, batch: Batch, context: Batch, conditional_weight: float = 0.0) -> Tensor:
         """Marginal densities train means and deviations, the joint one correlations alone.
@@ -175,15 +192,3 @@ class AmortisedLFM(ForceModel):
         log_sd = force.log_sd[:, 0]
         marginal = -_log_density(batch.f, force.mean[:, 0], log_sd)
         return (marginal * log_sd.detach().clamp_max(0).exp()).mean()
-
-    @torch.no_grad()
-    def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
-        force, outputs, embedding = self.answer(batch, x_query)
-        return Moments(
-            force.mean[:, 0].double(),
-            (2 * force.log_sd[:, 0].double()).exp(),
-            outputs.mean.double(),
-            (2 * outputs.log_sd.double()).exp(),
-            force.covariance()[:, 0] if covariance else None,
-            embedding,
-        )

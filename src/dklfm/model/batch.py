@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -76,6 +77,8 @@ class Batch:
         y_sd: standard deviation of their noise, zero where unknown.
         mask: True where an output was observed.
         f: standardised noisy force at ``x``, if known.
+        parameters: those that the tasks were simulated with, as standard normal numbers, where a
+            model is trained by them.
     """
 
     x: Float[Tensor, "task point axis"]
@@ -83,6 +86,7 @@ class Batch:
     y_sd: Float[Tensor, "task output point"]
     mask: Bool[Tensor, "task output point"]
     f: Float[Tensor, "task point"] | None = None
+    parameters: Float[Tensor, "task parameter"] | None = None
 
     @classmethod
     def of(cls, tasks: Tasks, scale: Scale) -> Batch:
@@ -107,8 +111,7 @@ class Batch:
 
     def take(self, tasks: Tensor | slice) -> Batch:
         """A subset of the tasks."""
-        f = None if self.f is None else self.f[tasks]
-        return type(self)(self.x[tasks], self.y[tasks], self.y_sd[tasks], self.mask[tasks], f)
+        return self._each(lambda values: values[tasks])
 
     def points(self, chosen: Tensor) -> Batch:
         """A subset of the points, the same for every task."""
@@ -148,6 +151,9 @@ class Batch:
         return replace(self, y=torch.where(self.mask, y, 0.0), f=f)
 
     def to(self, device: torch.device | str) -> Batch:
-        f = None if self.f is None else self.f.to(device)
-        x, y, y_sd = self.x.to(device), self.y.to(device), self.y_sd.to(device)
-        return type(self)(x, y, y_sd, self.mask.to(device), f)
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with all that there is of it changed."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(v) for k, v in parts.items() if v is not None})

@@ -7,6 +7,7 @@ from functools import partial
 
 from dklfm.config import (
     FourierRegressorConfig,
+    GreenConfig,
     KernelRouteConfig,
     LinearisedConfig,
     NeuralProcessConfig,
@@ -17,6 +18,7 @@ from dklfm.model.base import ForceModel
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.dklfm import DKLFM
 from dklfm.model.ensemble import Ensemble
+from dklfm.model.green_lfm import GreenLFM
 from dklfm.model.linearised import LinearisedLFM
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.streamed import StreamedDKLFM
@@ -38,6 +40,8 @@ def build_model(spec: TrainSpec, axes: int, outputs: int) -> ForceModel:
         return OperatorLFM(spec.model, axes, outputs)
     if isinstance(spec.model, LinearisedConfig):
         return LinearisedLFM(spec.model, axes, outputs)
+    if isinstance(spec.model, GreenConfig):
+        return GreenLFM(spec.model, axes, outputs)
     single: Callable[[], ForceModel] = partial(DKLFM, spec.model, axes, outputs)
     if isinstance(spec.model, KernelRouteConfig):
         single = partial(StreamedDKLFM, spec.model, axes, outputs)

@@ -101,3 +101,40 @@ def conditioned(
         spread = inverse.square().sum(-1)
         unknown = torch.cat([(inverse @ left)[..., 0], 0.5 * spread.log()], -1)
     return Found(mean[..., 0], root, offset, design, own, unknown, prior, log_det)
+
+
+class Own(NamedTuple):
+    """Weights of outputs' modes by a law of few numbers and by their own observations beside it."""
+
+    mean: Float[Tensor, "task output mode"]
+    design: Float[Tensor, "task output mode number"]
+    factor: Float[Tensor, "task output mode mode"]  # of the precision that is left to them
+
+    def loads(self, read: Float[Tensor, "task output point mode"]) -> Tensor:
+        """Root of the outputs' covariance at points, ``task x output x point x number``."""
+        alone = torch.linalg.solve_triangular(self.factor, read.mT, upper=False).mT
+        return torch.cat([read @ self.design, alone], -1)
+
+
+def beside_own(
+    precision: Float[Tensor, "task output mode mode"],
+    pull: Float[Tensor, "task output mode"],
+    law: Float[Tensor, "task output mode number"],
+    least: Tensor,
+) -> Own:
+    """What a law of few numbers says of c, and what the observations say beside it.
+
+    c is as the law says, with so many loads beside its mean, and something of its own with the
+    precision Λ. Given these numbers, it has the precision S + Λ and the mean of both.
+
+    Args:
+        precision: S, that of the observations.
+        pull: what they pull to.
+        law: mean and loads of c.
+        least: Λ, ``task x output x mode x mode``.
+    """
+    factor = cholesky(precision + least)
+    pulled = least @ law
+    pulled[..., :1] += pull[..., None]
+    mean, design = torch.cholesky_solve(pulled, factor).tensor_split([1], -1)
+    return Own(mean[..., 0], design, factor)

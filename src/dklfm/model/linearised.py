@@ -34,11 +34,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dklfm.config import LinearisedConfig
-from dklfm.model.amortised import AmortisedLFM, FactorLaw, Laws
+from dklfm.model.amortised import FactorLaw, JudgedLFM, Laws
 from dklfm.model.batch import Batch
-from dklfm.model.conditioning import Found, conditioned
+from dklfm.model.conditioning import Found, beside_own, conditioned
 from dklfm.model.encoders import masked_mean
-from dklfm.model.gaussian import cholesky
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.modes import LARGEST, Modes, Seen
 from dklfm.model.smoothing import LEAST_NOISE
@@ -141,7 +140,7 @@ def _force_law(at: Tensor, mean: Tensor, basis: Tensor, weights: Tensor, root: T
     return FactorLaw(mean[:, None], log_sd[:, None], loads[:, None])
 
 
-class LinearisedLFM(AmortisedLFM):
+class LinearisedLFM(JudgedLFM):
     """The model; see the module's docstring."""
 
     def __init__(self, config: LinearisedConfig, axes: int, outputs: int) -> None:
@@ -283,26 +282,19 @@ class LinearisedLFM(AmortisedLFM):
         return _force_law(at, self.modes.force_mean, self.modes.force_basis, *found.force())
 
     def _outputs(self, seen: Seen, law: Tensor, least: Tensor, at: Tensor) -> FactorLaw:
-        """What a law of few numbers says of them, and what the observations say beside it.
-
-        c is as the law says, with so many loads beside its mean, and something of its own with the
-        precision Λ. Given these numbers, it has the precision S + Λ and the mean of both.
+        """By a law of their modes' weights, and by their own observations; see ``beside_own``.
 
         Args:
-            seen: S among them.
+            seen: these.
             law: mean and loads of c, ``task x output x mode x number``.
-            least: Λ, ``task x output x mode x mode``.
+            least: precision of what the law leaves.
             at: ``task x query x node`` weights.
         """
-        factor = cholesky(seen.precision + least)
-        pulled = least @ law
-        pulled[..., :1] += seen.pull[..., None]
-        drawn, loads = torch.cholesky_solve(pulled, factor).tensor_split([1], -1)
+        own = beside_own(seen.precision, seen.pull, law, least)
         mean, read = self.modes.outputs(at)
-        alone = torch.linalg.solve_triangular(factor, read.double().mT, upper=False).mT
-        both = torch.cat([read.double() @ loads, alone], -1)
+        both = own.loads(read.double())
         variance = both.square().sum(-1).float() + LEAST_NOISE**2
-        mean = mean + (read @ drawn.float())[..., 0]
+        mean = mean + (read @ own.mean.float()[..., None])[..., 0]
         log_sd = seen.scale.log() + 0.5 * variance.log()
         return FactorLaw(seen.location + seen.scale * mean, log_sd, both)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dklfm.config import OperatorConfig
-from dklfm.model.amortised import AmortisedLFM, KernelLaw, Laws
+from dklfm.model.amortised import JudgedLFM, KernelLaw, Laws
 from dklfm.model.batch import Batch
 from dklfm.model.encoders import masked_mean
 from dklfm.model.features import FourierFeatures
@@ -151,7 +151,7 @@ class Seen(NamedTuple):
         )
 
 
-class OperatorLFM(AmortisedLFM):
+class OperatorLFM(JudgedLFM):
     """The model; see the module's docstring."""
 
     grid: Tensor

@@ -160,6 +160,23 @@ class System(Section, ABC):
         """
         raise NotImplementedError(f"{self.name} has no prior that a fit could give")
 
+    def force_covariances(
+        self, parameters: Mapping[str, Array], points: Sequence[Array]
+    ) -> list[Array]:
+        """What the prior's covariance of the force is a product of, one factor an axis.
+
+        Args:
+            parameters: ``task`` values of those that it depends on, by their names.
+            points: coordinates along each axis, in the units of :attr:`axes`.
+
+        Returns:
+            For each axis ``task x point x point``.
+
+        Raises:
+            NotImplementedError: if the force is no Gaussian process of such a covariance.
+        """
+        raise NotImplementedError(f"{self.name} gives no covariance of its force")
+
     def linearise(self, draws: Draw, x: Array) -> Linearisation:
         """Solve tasks, and how the solutions change with ``draws["coefficients"]``.
 

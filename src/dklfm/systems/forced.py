@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -81,6 +81,13 @@ class ForcedODE(System):
             for name in self.parameters
         }
         return {**drawn, "coefficients": coefficients}
+
+    def force_covariances(
+        self, parameters: Mapping[str, Array], points: Sequence[Array]
+    ) -> list[Array]:
+        lengthscale = parameters["lengthscale"]
+        times = np.broadcast_to(points[0], (len(lengthscale), len(points[0])))
+        return [gaussian.rbf(times, times, lengthscale)]
 
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Integrate by Runge–Kutta on a uniform grid.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -77,6 +77,15 @@ class ReactionDiffusion(System):
     def from_white(self, white: Draw) -> Draw:
         parameters = {key: getattr(self, key).quantile(ndtr(white[key])) for key in _PARAMETERS}
         return {**parameters, "coefficients": white["coefficients"]}
+
+    def force_covariances(
+        self, parameters: Mapping[str, Array], points: Sequence[Array]
+    ) -> list[Array]:
+        thetas = parameters["lengthscale_x"], parameters["lengthscale_t"]
+        return [
+            np.stack([greens.kernel(each[:, None], each, theta) for theta in values])
+            for each, values in zip(points, thetas, strict=True)
+        ]
 
     def solve(self, draws: Draw, x: Array) -> Solution:
         """Evaluate forces and outputs at any points of [0, 1]².

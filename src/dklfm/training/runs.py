@@ -24,6 +24,7 @@ from dklfm.marginals import fit_tails
 from dklfm.model import (
     Batch,
     ForceModel,
+    GreenLFM,
     ModelCard,
     Scale,
     Statistics,
@@ -44,6 +45,8 @@ _CHECKPOINT_SHARE = 0.02
 """Of the time that checkpoints may take, between these bounds on what is lost when killed."""
 _TRUST_TASKS = 1536, 6144, 2048
 """At least, and at most where a task costs little, or more; in between, as many as were seen."""
+_TRUST_FEW = 256
+"""Where a task costs tenths of a second."""
 
 
 def standardised_errors(model: ForceModel, scale: Scale, validation: Tasks) -> Tensor:
@@ -92,6 +95,8 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
     dear = len(trainer.system.axes) > 1 or trainer.model.iterates
     most = of_dear if dear else of_cheap
     count = min(max(trainer.seen, least), most)
+    if isinstance(trainer.model, GreenLFM):
+        count = _TRUST_FEW
     known = seen(trainer.contexts(count))
     alike = seen(trainer.contexts(2 * count, first=count))
     # Of some kind there may be none that has a solution.

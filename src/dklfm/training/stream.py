@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dklfm.config import LinearisedConfig, Mesh, OperatorConfig, StreamConfig, TasksConfig
+from dklfm.config import (
+    GreenConfig,
+    LinearisedConfig,
+    Mesh,
+    OperatorConfig,
+    StreamConfig,
+    TasksConfig,
+)
 from dklfm.errors import ConfigError, DataError
-from dklfm.model import AmortisedLFM, Batch, ForceModel, LinearisedLFM
+from dklfm.model import AmortisedLFM, Batch, ForceModel, GreenLFM, LinearisedLFM
+from dklfm.model.amortised import JudgedLFM
 from dklfm.simulate import assemble, simulate
 from dklfm.systems import System
 from dklfm.tasks import DIMENSIONS, Tasks
@@ -58,16 +67,19 @@ class StreamTrainer(Trainer):
 
     def _new_model(self, axes: int) -> ForceModel:
         model = super()._new_model(axes)
-        if isinstance(model, AmortisedLFM) and model.mesh is not None:
+        if isinstance(model, JudgedLFM) and model.mesh is not None:
             truth = self._truth_on_a_mesh(model.mesh)
             outputs, force = self.scale.values(truth["h"]), self.scale.force(truth["f_observed"])
             model.learn(outputs, force)
             if isinstance(model, LinearisedLFM) and model.solution is not None:
                 parameters = self._own_parameters(truth)
                 model.solution.learn(model.modes, outputs, force, parameters, self._activity)
-        if isinstance(model, LinearisedLFM):
+        if isinstance(model, GreenLFM):
+            model.green.learn(self.system, self.scale, self.spec.seed)
+        if isinstance(model, LinearisedLFM | GreenLFM):
             self.model = model  # decides what is observed
-            model.modes.standardise([self._augmented(*self.train)[1] for _ in range(_LOOKS)])
+            looks = [self._augmented(*self.train)[1] for _ in range(_LOOKS)]
+            (model if isinstance(model, GreenLFM) else model.modes).standardise(looks)
         return model
 
     def _truth_on_a_mesh(self, points: int) -> dict[str, Array]:
@@ -174,13 +186,22 @@ class StreamTrainer(Trainer):
                     yield corruption(context, self.generator)
 
     def _epoch_tasks(self) -> tuple[Batch, Batch]:
-        return self._pair(self._simulated(self.epoch))
+        tasks = self._simulated(self.epoch)
+        truth, context = self._pair(tasks)
+        if isinstance(self.model, GreenLFM):
+            green = self.model.green
+            z = green.standard({name: tasks[f"parameter_{name}"] for name in green.names})
+            truth = replace(truth, parameters=z.float().to(self.device))
+        return truth, context
 
     def _pair(self, tasks: Tasks) -> tuple[Batch, Batch]:
         """The noise-free truth at the query points, for models judged by it, and observations."""
         context = Batch.of(tasks, self.scale).to(self.device)
-        if not isinstance(self.spec.model, OperatorConfig | LinearisedConfig):
+        if not isinstance(self.spec.model, OperatorConfig | LinearisedConfig | GreenConfig):
             return context, context
+        return self._truth(tasks), context
+
+    def _truth(self, tasks: Tasks) -> Batch:
         if "f" not in tasks or "h_query" not in tasks:
             raise DataError("dklfm_stream is trained by the true force and outputs, f and h_query")
         truth = Batch(
@@ -190,7 +211,7 @@ class StreamTrainer(Trainer):
             torch.ones(tasks["h_query"].shape, dtype=torch.bool),
             self.scale.force(tasks["f"]),
         )
-        return truth.to(self.device), context
+        return truth.to(self.device)
 
     def _augmented(self, batch: Batch, context: Batch) -> tuple[Batch, Batch]:
         """Random points and outputs of what is seen, and random points to be judged at."""

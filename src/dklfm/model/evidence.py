@@ -1,0 +1,259 @@
+"""Posteriors by a Green's operator: the marginal likelihood of parameters, and averages over it.
+
+With P = U Uᵀ the precision that observations have of the outputs' weights c, and y = U⁺ p what they
+pull them to, in few directions
+
+    y = M v + Uᵀ b + Uᵀ e + n,    M = s Uᵀ A Λ^½,    (v, n) ~ N(0, I),
+
+so that given (θ, ℓ) all that is needed is one Cholesky factor of C = I + M Mᵀ + r² Uᵀ R U.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dklfm.model.gaussian import cholesky
+from dklfm.model.green import REACH, GreenOperator, Linear
+
+_INFORMATION = 0.03
+"""Of a direction of the weights, of prior variance one, below which it counts as not observed."""
+_DAMPING, _EASED, _RAISED = 0.1, 0.2, 8.0
+"""Share of the curvature at first, and its factors after a good step and a bad one."""
+_LONGEST = 1.5
+"""Step, in prior deviations."""
+_CONVERGED = 1e-4
+"""Squared step, in posterior deviations."""
+_CANDIDATES = 8
+"""Draws of what a network says, the best of which iteration begins from."""
+_WIDENED = 1.3
+"""Deviation of the proposals, relative to Laplace's."""
+_KEPT = 0.2
+"""Share of Laplace's covariance in that of the second proposals."""
+
+
+class Integrated(NamedTuple):
+    """Moments of the posterior with the parameters integrated out, and what was found of them."""
+
+    force_weights: Float[Tensor, "task force_mode"]
+    force_root: Float[Tensor, "task force_mode number"]
+    weights: Float[Tensor, "task mode"]
+    loads: Float[Tensor, "task mode number"]
+    rest: Float[Tensor, " task"]  # r²
+    z: Float[Tensor, "task parameter"]
+    spread: Float[Tensor, "task parameter"]
+    misfit: Float[Tensor, " task"]  # yᵀ C⁻¹ y, a direction
+
+
+class _At(NamedTuple):
+    """The law of what was observed, under some parameters."""
+
+    linear: Linear
+    operator: Tensor  # task direction force_mode, s Uᵀ A
+    design: Tensor  # the same times the root of Λ, M
+    factor: Tensor  # of C
+    residual: Tensor  # task direction, y − Uᵀ b
+    lost: Tensor  # task, −log density of y and parameters, without constants
+
+    def force(self) -> Tensor:
+        """Posterior mean of w."""
+        solved = torch.cholesky_solve(self.residual[..., None], self.factor)
+        return (self.linear.root @ (self.design.mT @ solved))[..., 0]
+
+
+class Evidence:
+    """Of tasks, what was observed of which is given by sums over their observations."""
+
+    def __init__(
+        self,
+        green: GreenOperator,
+        precision: Float[Tensor, "task mode mode"],
+        pull: Float[Tensor, "task mode"],
+    ) -> None:
+        self.green = green
+        values, vectors = torch.linalg.eigh(precision)
+        rank = max(1, int((values > _INFORMATION).sum(-1).max()))
+        values, vectors = values[:, -rank:].clamp_min(1e-12), vectors[..., -rank:]
+        directions = vectors * values.sqrt()[:, None]
+        self.whole = green.operator.double()
+        self.y = (pull[:, None] @ vectors)[:, 0] / values.sqrt()
+        self.operator = directions.mT[:, None] @ self.whole  # task term direction force_mode
+        self.offset = green.offset @ directions  # task term direction
+        self.rest = directions.mT @ torch.block_diag(*green.rest) @ directions
+
+    def take(self, tasks: Tensor) -> Evidence:
+        """Of some of the tasks."""
+        some = copy(self)
+        for name in ("y", "operator", "offset", "rest"):
+            setattr(some, name, getattr(self, name)[tasks])
+        return some
+
+    def integrated(
+        self, start: Tensor, spread: Tensor, samples: int, iterations: int
+    ) -> Integrated:
+        """The posterior, from where a network says that the parameters are, within what spread."""
+        z = self._begun(start, spread)
+        z, fisher = self._descended(z, iterations)
+        eye = torch.eye(z.shape[-1]).to(z)
+        root = torch.linalg.solve_triangular(cholesky(fisher).mT, eye, upper=True)
+        drawn, forces, shares = self._sampled(z, _WIDENED * root, samples, 1)
+        z, covariance = _moments(drawn, shares)
+        root = cholesky(covariance + _KEPT * root @ root.mT)
+        drawn, forces, shares = self._sampled(z, _WIDENED * root, samples, 2)
+        return self._averaged(drawn, forces, shares)
+
+    def at(self, z: Tensor) -> _At:
+        """The law under ``task x parameter`` standard normal numbers."""
+        linear = self.green.at(z)
+        operator = linear.factor[:, None, None] * self._product(linear.terms)
+        design = operator @ linear.root
+        residual = self.y - (linear.terms[:, None] @ self.offset)[:, 0]
+        eye = torch.eye(design.shape[1]).to(design)
+        covariance = eye + design @ design.mT + linear.rest[:, None, None] * self.rest
+        factor = cholesky(covariance)
+        white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        lost = 0.5 * (white.square().sum((-1, -2)) + z.square().sum(-1)) + log_det
+        return _At(linear, operator, design, factor, residual, lost)
+
+    def fisher(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of what is lost, and its expected curvature."""
+        at = self.at(z)
+        linear, slopes = self.green.along(z)
+        inverse = torch.cholesky_inverse(at.factor)
+        solved = inverse @ at.residual[..., None]
+        changes, pulls = [], []
+        for i in range(slopes.terms.shape[-1]):
+            moved = linear.factor[:, None, None] * self._product(slopes.terms[..., i])
+            share = slopes.factor[:, i] / linear.factor
+            moved = moved + share[:, None, None] * at.operator
+            changes.append(moved @ linear.root)
+            pulls.append((slopes.terms[:, None, :, i] @ self.offset)[:, 0])
+        for root in slopes.roots:
+            changes.append(at.operator @ root)
+            pulls.append(torch.zeros_like(self.y))
+        shapes = []
+        for i, change in enumerate(changes):
+            crossed = change @ at.design.mT
+            by_rest = slopes.rest[:, i, None, None] * self.rest
+            shapes.append(inverse @ (crossed + crossed.mT + by_rest))
+        shape, pull = torch.stack(shapes, 1), torch.stack(pulls, 1)
+        trace = shape.diagonal(dim1=-2, dim2=-1).sum(-1)
+        square = (at.residual[:, None, None] @ shape @ solved[:, None])[..., 0, 0]
+        gradient = 0.5 * (trace - square) - (pull @ solved)[..., 0] + z
+        curvature = 0.5 * torch.einsum("tiab,tjba->tij", shape, shape)
+        curvature = curvature + pull @ inverse @ pull.mT + torch.eye(z.shape[-1]).to(z)
+        return gradient, curvature
+
+    def _product(self, terms: Tensor) -> Tensor:
+        """Σ φ_k Uᵀ A_k, ``task x direction x force_mode``."""
+        return (terms[:, None] @ self.operator.flatten(2)).view(-1, *self.operator.shape[2:])
+
+    def _begun(self, start: Tensor, spread: Tensor) -> Tensor:
+        draws = start[:, None] + spread[:, None] * _normal(_CANDIDATES, start.shape[-1], 0).to(
+            start
+        )
+        draws[:, 0] = start
+        draws = draws.clamp(-REACH, REACH)
+        lost = torch.stack([self.at(z).lost for z in draws.unbind(1)], 1)
+        return draws[torch.arange(len(draws)), lost.argmin(1)]
+
+    def _descended(self, z: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+        """Damped Fisher scoring: where it leads, and the curvature there."""
+        some, left = self, torch.arange(len(z), device=z.device)
+        lost = self.at(z).lost
+        damping = torch.full_like(lost, _DAMPING)
+        gradient, fisher = self.fisher(z)
+        for _ in range(iterations):
+            curvature = fisher[left]
+            scale = damping[left, None] * curvature.diagonal(dim1=-2, dim2=-1)
+            step = torch.linalg.solve(curvature + torch.diag_embed(scale), gradient[left, :, None])[
+                ..., 0
+            ]
+            moving = (step * gradient[left]).sum(-1) > _CONVERGED
+            if not moving.all():
+                some, left, step = some.take(moving), left[moving], step[moving]
+            if not len(left):
+                break
+            there = (z[left] - step.clamp(-_LONGEST, _LONGEST)).clamp(-REACH, REACH)
+            worth = some.at(there).lost
+            better = worth < lost[left]
+            damping[left] *= torch.where(better, _EASED, _RAISED)
+            moved = left[better]
+            z[moved], lost[moved] = there[better], worth[better]
+            gradient[left], fisher[left] = some.fisher(z[left])
+        return z, fisher
+
+    def _sampled(
+        self, centre: Tensor, root: Tensor, samples: int, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of parameters, means of w under each, and their importance weights."""
+        white = _normal(samples, centre.shape[-1], seed).to(centre)
+        drawn = (centre[:, None] + white @ root.mT).clamp(-REACH - 1, REACH + 1)
+        each = [self.at(z) for z in drawn.unbind(1)]
+        log_weights = 0.5 * white.square().sum(-1) - torch.stack([at.lost for at in each], 1)
+        return drawn, torch.stack([at.force() for at in each], 1), log_weights.softmax(1)
+
+    def _averaged(self, drawn: Tensor, forces: Tensor, shares: Tensor) -> Integrated:
+        """What parameters leave unknown changes little with them: it is that under their mean."""
+        z, covariance = _moments(drawn, shares)
+        at = self.at(z)
+        mean = (shares[..., None] * forces).sum(1)
+        outputs = torch.stack(
+            [self._outputs(zs, w) for zs, w in zip(drawn.unbind(1), forces.unbind(1), strict=True)],
+            1,
+        )
+        output_mean = (shares[..., None] * outputs).sum(1)
+        root = self._left(at)
+        among = shares.sqrt()[..., None]
+        white = torch.linalg.solve_triangular(at.factor, at.residual[..., None], upper=False)
+        return Integrated(
+            mean,
+            torch.cat([root, (among * (forces - mean[:, None])).mT], -1),
+            output_mean,
+            torch.cat([self._map(z) @ root, (among * (outputs - output_mean[:, None])).mT], -1),
+            at.linear.rest,
+            z,
+            covariance.diagonal(dim1=-2, dim2=-1).sqrt(),
+            white.square().mean((-1, -2)),
+        )
+
+    def _left(self, at: _At) -> Tensor:
+        """A root of the posterior covariance of w under some parameters."""
+        rank = at.design.shape[1]
+        noise = torch.eye(rank).to(at.design) + at.linear.rest[:, None, None] * self.rest
+        white = torch.linalg.solve_triangular(cholesky(noise), at.design, upper=False)
+        eye = torch.eye(white.shape[-1]).to(white)
+        factor = cholesky(eye + white.mT @ white)
+        return torch.linalg.solve_triangular(factor, at.linear.root.mT, upper=False).mT
+
+    def _map(self, z: Tensor) -> Tensor:
+        """The weights of outputs' modes by those of the force, ``task x mode x force_mode``."""
+        terms, factor = self.green.terms(z)
+        found = (terms @ self.whole.flatten(1)).view(-1, *self.whole.shape[1:])
+        return factor[:, None, None] * found
+
+    def _outputs(self, z: Tensor, force: Tensor) -> Tensor:
+        found = (self._map(z) @ force[..., None])[..., 0]
+        return found + self.green.terms(z)[0] @ self.green.offset
+
+
+def _moments(drawn: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of ``task x sample x parameter`` draws."""
+    mean = (shares[..., None] * drawn).sum(1)
+    away = shares.sqrt()[..., None] * (drawn - mean[:, None])
+    return mean, away.mT @ away
+
+
+@lru_cache(maxsize=16)
+def _normal(count: int, size: int, seed: int) -> Tensor:
+    """Standard normal numbers of low discrepancy, ``count x size``."""
+    sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
+    uniform = sobol.draw(count, dtype=torch.float64)
+    # A draw may be zero.
+    return torch.special.ndtri(uniform.clamp(0.5 / (count + 1), 1 - 0.5 / (count + 1)))

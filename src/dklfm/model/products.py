@@ -1,0 +1,101 @@
+"""Modes of functions on a rectangle that are products of one function an axis.
+
+A product is evaluated at a point for as little as its factors are, however many points there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dklfm.model.interpolation import spline_weights
+
+_LEAST_SIZE = 1e-9
+"""Share of the largest function of an axis below which there is none."""
+
+
+class ProductModes(nn.Module):
+    """Φ_i(x) = Π_a u_a,p(i,a)(x_a), so scaled that their weights have unit mean square.
+
+    The factors are splines through an even grid of ``nodes`` an axis; of each axis there are
+    ``per_axis`` to choose from, and ``count`` products are kept.
+    """
+
+    def __init__(self, axes: int, nodes: int, per_axis: int, count: int) -> None:
+        super().__init__()
+        self.nodes, self.count = nodes, count
+        self.register_buffer("factors", torch.zeros(axes, nodes, per_axis, dtype=torch.float64))
+        self.register_buffer("places", torch.zeros(axes, count, dtype=torch.long))
+        self.register_buffer("size", torch.ones(count, dtype=torch.float64))
+
+    factors: Float[Tensor, "axis node function"]
+    places: Int[Tensor, "axis mode"]
+    size: Float[Tensor, " mode"]
+
+    def learn(self, covariances: Tensor, values: Tensor | None = None) -> None:
+        """Take the functions of each axis from ``axis x node x node`` second moments.
+
+        Args:
+            covariances: means over tasks and over the other axes.
+            values: ``task x node`` functions on the whole grid; the products in which these are
+                largest are kept. Without, those of the largest functions, so that with a product
+                all are kept whose factors are larger.
+        """
+        sizes, vectors = torch.linalg.eigh(covariances)
+        per_axis = self.factors.shape[-1]
+        sizes, vectors = sizes.flip(-1)[:, :per_axis], vectors.flip(-1)[..., :per_axis]
+        sizes = sizes.clamp_min(0)
+        if values is None:
+            roots = torch.where(sizes > _LEAST_SIZE * sizes[:, :1], sizes.sqrt(), 0.0)
+            self.factors.copy_(vectors * roots[:, None])
+            energy = _outer(sizes)
+            self.size.fill_(1.0)
+        else:
+            self.factors.copy_(vectors)
+            energy = self._read(values).square().mean(0)
+        order = energy.argsort(descending=True, stable=True)[: self.count]
+        shape = (per_axis,) * len(sizes)
+        self.places.copy_(torch.stack(torch.unravel_index(order, shape)))
+        if values is not None:
+            self.size.copy_(energy[order].sqrt())
+
+    def weights(self, values: Tensor) -> Tensor:
+        """Of the modes, for ``... x node`` functions on the whole grid; zero where there is none.
+
+        Of orthogonal factors these are the best weights of every product by itself.
+        """
+        flat = self._read(values.flatten(0, -2))
+        strides = flat.new_tensor(
+            [self.factors.shape[-1] ** i for i in reversed(range(len(self.factors)))]
+        ).long()
+        found = flat[:, (strides[:, None] * self.places).sum(0)]
+        found = torch.where(self.size > 0, found / self.size, 0.0)
+        return found.unflatten(0, values.shape[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``... x mode`` values at ``... x axis`` points, in float64."""
+        found = self.size.expand(*x.shape[:-1], -1)
+        for axis, (factors, places) in enumerate(zip(self.factors, self.places, strict=True)):
+            at = spline_weights((self.nodes,), x[..., axis, None].double())
+            found = found * (at @ factors)[..., places]
+        return found
+
+    def _read(self, values: Tensor) -> Tensor:
+        """``task x product`` weights in all products of orthogonal factors."""
+        axes = len(self.factors)
+        read = values.double().unflatten(-1, (self.nodes,) * axes)
+        squares = self.factors.square().sum(1)
+        back = self.factors / torch.where(squares > 0, squares, torch.inf)[:, None]
+        for factors in back:
+            # The axis at hand is always the first after the task; it goes to the end.
+            read = torch.tensordot(read, factors, dims=([1], [0]))
+        return read.flatten(1)
+
+
+def _outer(sizes: Tensor) -> Tensor:
+    """``axis x function`` sizes to those of all products, in row-major order."""
+    found = sizes[0]
+    for other in sizes[1:]:
+        found = (found[:, None] * other).flatten()
+    return found

@@ -280,7 +280,7 @@ class GreenConfig(Section):
     """The amortised posterior of an equation that is linear in its force; any mesh.
 
     Force and outputs are combinations of ``force_modes`` and ``modes``, products of functions of
-    each axis on an even grid of ``nodes``. How those of the outputs follow from the force's is
+    each axis on a grid of Chebyshev ``nodes``. How those of the outputs follow from the force's is
     learnt from simulated tasks: it is polynomial in the equation's positive parameters, of the
     ``degrees`` by their names, and ``proportional`` to one of them, if one is named.
     ``lengthscales`` are the parameters that the force's covariance depends on, one an axis. A
@@ -290,7 +290,7 @@ class GreenConfig(Section):
     """
 
     name: Literal["green"] = "green"
-    nodes: Annotated[int, Field(ge=4, le=256)] = 31
+    nodes: Annotated[int, Field(ge=4, le=256)] = 35
     modes: Annotated[int, Field(ge=3, le=512)] = 160
     force_modes: Annotated[int, Field(ge=1, le=512)] = 200
     degrees: dict[str, Annotated[int, Field(ge=1, le=16)]] = Field(min_length=1, max_length=4)

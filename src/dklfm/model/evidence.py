@@ -5,7 +5,7 @@ pull them to, in few directions
 
     y = M v + Uᵀ b + Uᵀ e + n,    M = s Uᵀ A Λ^½,    (v, n) ~ N(0, I),
 
-so that given (θ, ℓ) all that is needed is one Cholesky factor of C = I + M Mᵀ + r² Uᵀ R U.
+so that given (θ, ℓ) all that is needed is one Cholesky factor of C = I + M Mᵀ + Uᵀ R U.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class Integrated(NamedTuple):
     force_root: Float[Tensor, "task force_mode number"]
     weights: Float[Tensor, "task mode"]
     loads: Float[Tensor, "task mode number"]
-    rest: Float[Tensor, " task"]  # r²
     z: Float[Tensor, "task parameter"]
     spread: Float[Tensor, "task parameter"]
     misfit: Float[Tensor, " task"]  # yᵀ C⁻¹ y, a direction
@@ -84,12 +83,13 @@ class Evidence:
         self.y = (pull[:, None] @ vectors)[:, 0] / values.sqrt()
         self.operator = directions.mT[:, None] @ self.whole  # task term direction force_mode
         self.offset = green.offset @ directions  # task term direction
-        self.rest = directions.mT @ torch.block_diag(*green.rest) @ directions
+        noise = directions.mT @ torch.block_diag(*green.rest) @ directions
+        self.noise = noise + torch.eye(rank).to(noise)  # of n and e
 
     def take(self, tasks: Tensor) -> Evidence:
         """Of some of the tasks."""
         some = copy(self)
-        for name in ("y", "operator", "offset", "rest"):
+        for name in ("y", "operator", "offset", "noise"):
             setattr(some, name, getattr(self, name)[tasks])
         return some
 
@@ -113,9 +113,7 @@ class Evidence:
         operator = linear.factor[:, None, None] * self._product(linear.terms)
         design = operator @ linear.root
         residual = self.y - (linear.terms[:, None] @ self.offset)[:, 0]
-        eye = torch.eye(design.shape[1]).to(design)
-        covariance = eye + design @ design.mT + linear.rest[:, None, None] * self.rest
-        factor = cholesky(covariance)
+        factor = cholesky(self.noise + design @ design.mT)
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         lost = 0.5 * (white.square().sum((-1, -2)) + z.square().sum(-1)) + log_det
@@ -138,10 +136,9 @@ class Evidence:
             changes.append(at.operator @ root)
             pulls.append(torch.zeros_like(self.y))
         shapes = []
-        for i, change in enumerate(changes):
+        for change in changes:
             crossed = change @ at.design.mT
-            by_rest = slopes.rest[:, i, None, None] * self.rest
-            shapes.append(inverse @ (crossed + crossed.mT + by_rest))
+            shapes.append(inverse @ (crossed + crossed.mT))
         shape, pull = torch.stack(shapes, 1), torch.stack(pulls, 1)
         trace = shape.diagonal(dim1=-2, dim2=-1).sum(-1)
         square = (at.residual[:, None, None] @ shape @ solved[:, None])[..., 0, 0]
@@ -217,7 +214,6 @@ class Evidence:
             torch.cat([root, (among * (forces - mean[:, None])).mT], -1),
             output_mean,
             torch.cat([self._map(z) @ root, (among * (outputs - output_mean[:, None])).mT], -1),
-            at.linear.rest,
             z,
             covariance.diagonal(dim1=-2, dim2=-1).sqrt(),
             white.square().mean((-1, -2)),
@@ -225,9 +221,7 @@ class Evidence:
 
     def _left(self, at: _At) -> Tensor:
         """A root of the posterior covariance of w under some parameters."""
-        rank = at.design.shape[1]
-        noise = torch.eye(rank).to(at.design) + at.linear.rest[:, None, None] * self.rest
-        white = torch.linalg.solve_triangular(cholesky(noise), at.design, upper=False)
+        white = torch.linalg.solve_triangular(cholesky(self.noise), at.design, upper=False)
         eye = torch.eye(white.shape[-1]).to(white)
         factor = cholesky(eye + white.mT @ white)
         return torch.linalg.solve_triangular(factor, at.linear.root.mT, upper=False).mT

@@ -2,7 +2,7 @@
 
 Given the equation's parameters θ, weights of the outputs' modes are linear in those of the force,
 
-    c = s(θ) A(θ) w + b(θ) + e,    w ~ N(0, Λ(ℓ)),    e ~ N(0, r(θ)² R),
+    c = s(θ) A(θ) w + b(θ) + e,    w ~ N(0, Λ(ℓ)),    e ~ N(0, R),
 
 A and b are polynomials of θ, by least squares on simulated tasks, and e is what these leave; Λ is
 the covariance that the prior gives the force, with the lengthscales ℓ. So (θ, ℓ) make force and
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dklfm.config import GreenConfig
 from dklfm.errors import ConfigError
 from dklfm.model.gaussian import cholesky
-from dklfm.model.products import ProductModes
+from dklfm.model.products import ProductModes, chebyshev, chebyshev_grid, chebyshev_nodes
 
 if TYPE_CHECKING:
     from dklfm.model.batch import Scale
@@ -55,16 +55,15 @@ _ROWS_AT_ONCE = 2048
 _LESSONS = 20480
 """Tasks that the regression is made on."""
 _ENDS = "low", "high"
-_REST_DEGREE = 3
-"""Of the polynomial of all parameters that the size of what is left follows."""
+_LEAST_REST = 1e-12
+"""Variance of what is left unexplained of weights, which are of the order of one."""
 
 
 class Linear(NamedTuple):
-    """What parameters make of an equation: polynomials φ(θ), a root of Λ(ℓ), s and r²."""
+    """What parameters make of an equation: polynomials φ(θ), s, and a root of Λ(ℓ)."""
 
     terms: Float[Tensor, "task term"]
     factor: Float[Tensor, " task"]
-    rest: Float[Tensor, " task"]
     root: Float[Tensor, "task force_mode force_mode"]
 
 
@@ -73,7 +72,6 @@ class Slopes(NamedTuple):
 
     terms: Float[Tensor, "task term parameter"]
     factor: Float[Tensor, "task parameter"]
-    rest: Float[Tensor, "task parameter"]
     roots: list[Float[Tensor, "task force_mode force_mode"]]
 
 
@@ -95,8 +93,6 @@ class GreenOperator(nn.Module):
         )
         self.modes = nn.ModuleList(each)
         self.register_buffer("exponents", _exponents(degrees), persistent=False)
-        rest = _exponents((_REST_DEGREE,) * len(self.names))
-        self.register_buffer("rest_exponents", rest, persistent=False)
         size, terms = len(self.names), len(self.exponents)
 
         def buffer(name: str, *shape: int, dtype: torch.dtype = torch.float64) -> None:
@@ -110,20 +106,17 @@ class GreenOperator(nn.Module):
         buffer("offset", terms, modes)
         buffer("rest", outputs, config.modes, config.modes)
         self.rest += torch.eye(config.modes, dtype=torch.float64)
-        buffer("rest_size", len(rest))
         buffer("zero", 1)
         buffer("force_zero", 1)
         buffer("force_rest", 1)
 
     exponents: Tensor  # term parameter
-    rest_exponents: Tensor
     values: Tensor  # parameter place, what each is at even steps of its standard normal number
     tables: Tensor  # parameter power cell, of splines: factors, and places in [−1, 1]
     roots: Tensor  # axis order function function, Chebyshev coefficients
     operator: Tensor  # term (output mode) force_mode, A
     offset: Tensor  # term (output mode), b
     rest: Tensor  # output mode mode, R
-    rest_size: Tensor  # term, of the logarithm of r²
     zero: Tensor  # where physical outputs vanish on the model's scale
     force_zero: Tensor
     force_rest: Tensor  # variance that the force's modes leave
@@ -140,7 +133,7 @@ class GreenOperator(nn.Module):
 
     @torch.no_grad()
     def learn(self, system: System, scale: Scale, seed: int) -> None:
-        """Regress tasks that are simulated for it, with parameters where polynomials need them.
+        """Regress tasks that are simulated for it.
 
         Args:
             system: the equation, and the prior of its parameters and force.
@@ -164,31 +157,18 @@ class GreenOperator(nn.Module):
         self._regress(h, f, z)
 
     def _simulated(self, system: System, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Parameters, ``task x output x node`` outputs and ``task x node`` forces, as they are.
-
-        Places of parameters have the density that Chebyshev polynomials are orthogonal under: a
-        polynomial is as good at the ends of their ranges, where the prior has few draws.
-        """
-        places = np.cos(np.pi * rng.random((_LESSONS, len(self.names))))
-        z = np.linspace(-REACH, REACH, self.values.shape[1])
-        tables = [_read(table, torch.from_numpy(z))[0].numpy() for table in self.tables]
-        for i, table in enumerate(tables):
-            ends = 0.5 * (table[0] + table[-1]), 0.5 * (table[-1] - table[0])
-            places[:, i] = np.interp(ends[0] + ends[1] * places[:, i], table, z)
+        """Parameters, ``task x output x node`` outputs and ``task x node`` forces, as they are."""
         white = {
             name: rng.standard_normal((_LESSONS, *shape))
             for name, shape in system.white_shapes().items()
         }
-        white |= dict(zip(self.names, places.T, strict=True))
+        z = np.stack([white[name] for name in self.names], -1)
         low, high = (np.array([getattr(axis, end) for axis in system.axes]) for end in _ENDS)
-        grid = low + (high - low) * _grid(self.config.nodes, len(low)).numpy()
+        grid = low + (high - low) * chebyshev_grid(self.config.nodes, len(low)).numpy()
         x = np.broadcast_to(grid, (_LESSONS, *grid.shape))
         solved = system.solve(system.from_white(white), x)
-        return (
-            torch.from_numpy(places),
-            torch.from_numpy(solved.outputs),
-            torch.from_numpy(solved.force),
-        )
+        outputs, force = torch.from_numpy(solved.outputs), torch.from_numpy(solved.force)
+        return torch.from_numpy(z), outputs, force
 
     def _check(self, system: System) -> None:
         free = [name for name in system.parameters if name in system.white_shapes()]
@@ -227,7 +207,7 @@ class GreenOperator(nn.Module):
 
     def _learn_force(self, system: System, scale: float) -> None:
         first = self.rates
-        grid = np.linspace(0.0, 1.0, self.config.nodes)
+        grid = chebyshev_nodes(self.config.nodes).numpy()
         points = [axis.low + (axis.high - axis.low) * grid for axis in system.axes]
 
         def covariances(values: Tensor) -> list[Tensor]:
@@ -247,14 +227,15 @@ class GreenOperator(nn.Module):
             for each in covariances(self.values[first:])
         ]
         self.force_modes.learn(torch.stack(usual))
-        on_grid = self.force_modes(_grid(self.config.nodes, len(points)))
-        variance = math.prod(float(each.diagonal().mean()) for each in usual)
-        self.force_rest.fill_(max(variance - float(on_grid.square().sum(1).mean()), 0.0))
+        variance = math.prod(float(self.force_modes.measure @ each.diagonal()) for each in usual)
+        kept = self.force_modes.energy().sum()
+        self.force_rest.fill_(max(variance - float(kept), 0.0))
         nodes = torch.cos((torch.arange(_ROOTS).double() + 0.5) * torch.pi / _ROOTS)
         ends = self.values[first:][:, [0, -1]].log()
         middle, half = ends.mean(1, keepdim=True), ends.diff(dim=1) / 2
-        back = torch.linalg.pinv(self.force_modes.factors)
-        waves = _chebyshev(nodes, _ROOTS)[0]
+        modes = self.force_modes
+        back = modes.back().mT
+        waves = chebyshev(nodes, _ROOTS)[0]
         for axis, each in enumerate(covariances((middle + half * nodes).exp())):
             eye = torch.eye(len(back[axis])).to(back)
             factors = cholesky(back[axis] @ each @ back[axis].mT + _JITTER * eye)
@@ -266,8 +247,6 @@ class GreenOperator(nn.Module):
         columns = nn.functional.pad(self.force_modes.weights(force), (1, 0), value=1.0)
         terms, factor = self.terms(z)
         told = torch.arange(len(z)) % _HELD_OUT > 0
-        # Noise goes with the size of outputs, and so must errors.
-        size = outputs.square().mean((1, 2)).sqrt().clamp_min(1e-12)
 
         def design(rows: Tensor) -> Tensor:
             seen = columns[rows].clone()
@@ -278,31 +257,22 @@ class GreenOperator(nn.Module):
         gram = _RIDGE * int(told.sum()) * torch.eye(count, dtype=torch.float64)
         both = torch.zeros(count, target.shape[1], dtype=torch.float64)
         for rows in told.nonzero()[:, 0].split(_ROWS_AT_ONCE):
-            part = design(rows) / size[rows, None]
+            part = design(rows)
             gram.addmm_(part.mT, part)
-            both.addmm_(part.mT, target[rows] / size[rows, None])
+            both.addmm_(part.mT, target[rows])
         solved = torch.cholesky_solve(both, cholesky(gram)).unflatten(0, (terms.shape[1], -1))
         self.offset.copy_(solved[:, 0])
         self.operator.copy_(solved[:, 1:].mT)
         held = (~told).nonzero()[:, 0]
         missed = target[held] - design(held) @ solved.flatten(0, 1)
-        self._learn_rest(missed, z[held])
-
-    def _learn_rest(self, missed: Tensor, z: Tensor) -> None:
-        """How large what is left is depends on the parameters; its shape does not."""
-        usual = missed.square().mean(0).sqrt().clamp_min(1e-12)
-        size = (missed / usual).square().mean(1).clamp_min(1e-12)
-        terms = self._rest_terms(z)[0]
-        self.rest_size.copy_(torch.linalg.lstsq(terms, size.log()[:, None]).solution[:, 0])
-        white = missed / (0.5 * terms @ self.rest_size).exp()[:, None]
-        parts = white.unflatten(1, (self.outputs, -1)).transpose(0, 1)
+        parts = missed.unflatten(1, (self.outputs, -1)).transpose(0, 1)
         eye = torch.eye(parts.shape[-1]).to(parts)
-        self.rest.copy_(parts.mT @ parts / len(white) + 1e-12 * eye)
+        self.rest.copy_(parts.mT @ parts / len(held) + _LEAST_REST * eye)
 
     def standard(self, parameters: Mapping[str, Array]) -> Tensor:
         """Standard normal numbers of ``task`` values by their names."""
         z = np.linspace(-REACH, REACH, self.values.shape[1])
-        each = zip(self.names, self.values.numpy(), strict=True)
+        each = zip(self.names, self.values.cpu().numpy(), strict=True)
         return torch.from_numpy(
             np.stack([np.interp(parameters[name], values, z) for name, values in each], -1)
         )
@@ -313,25 +283,20 @@ class GreenOperator(nn.Module):
 
     def at(self, z: Tensor) -> Linear:
         """What ``task x parameter`` standard normal numbers make of the equation."""
-        rest = (self._rest_terms(z)[0] @ self.rest_size).exp()
-        root = self._product(self._roots(z)[0])
-        return Linear(*self.terms(z), rest, root)
+        return Linear(*self.terms(z), self._product(self._roots(z)[0]))
 
     def along(self, z: Tensor) -> tuple[Linear, Slopes]:
         """The same, and its derivatives."""
         terms, by_terms = self._terms(z)
-        logs, by_logs = self._rest_terms(z)
         factor, by_factor = self.factor(z)
-        rest = (logs @ self.rest_size).exp()
-        by_rest = rest[:, None] * (by_logs.mT @ self.rest_size)
         found, slopes = self._roots(z)
         roots = [
             self._product([slopes[j] if i == j else root for j, root in enumerate(found)])
             for i in range(len(found))
         ]
         return (
-            Linear(terms, factor, rest, self._product(found)),
-            Slopes(by_terms, by_factor, by_rest, roots),
+            Linear(terms, factor, self._product(found)),
+            Slopes(by_terms, by_factor, roots),
         )
 
     def factor(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,19 +315,13 @@ class GreenOperator(nn.Module):
         found, by_each = _products(places, slopes, self.exponents)
         return found, nn.functional.pad(by_each, (first, 0))
 
-    def _rest_terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of all parameters' probabilities, which no draw is beyond the range of."""
-        places = torch.erf(z / math.sqrt(2))
-        slopes = math.sqrt(2 / math.pi) * (-0.5 * z.square()).exp()
-        return _products(places, slopes, self.rest_exponents)
-
     def _roots(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of each axis, ``task x function x function``, and their slopes."""
         found, slopes = [], []
         for axis, coefficients in enumerate(self.roots):
             i = self.rates + axis
             place, by_z = _read(self.tables[i], z[:, i])
-            waves, by_place = _chebyshev(place, _ROOTS)
+            waves, by_place = chebyshev(place, _ROOTS)
             found.append(torch.tensordot(waves, coefficients, 1))
             slopes.append(torch.tensordot(by_z[:, None] * by_place, coefficients, 1))
         return found, slopes
@@ -396,15 +355,6 @@ def _exponents(degrees: tuple[int, ...]) -> Tensor:
     )
 
 
-def _chebyshev(at: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """T_0 … T_{count − 1} and their derivatives, ``... x count``."""
-    values, slopes = [torch.ones_like(at), at], [torch.zeros_like(at), torch.ones_like(at)]
-    for _ in range(count - 2):
-        slopes.append(2 * (values[-1] + at * slopes[-1]) - slopes[-2])
-        values.append(2 * at * values[-1] - values[-2])
-    return torch.stack(values[:count], -1), torch.stack(slopes[:count], -1)
-
-
 def _products(places: Tensor, slopes: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
     """Products of Chebyshev polynomials, and their derivatives.
 
@@ -416,7 +366,7 @@ def _products(places: Tensor, slopes: Tensor, exponents: Tensor) -> tuple[Tensor
     Returns:
         ``task x term`` and ``task x term x parameter``.
     """
-    waves, by_place = _chebyshev(places, max(2, int(exponents.max()) + 1))
+    waves, by_place = chebyshev(places, max(2, int(exponents.max()) + 1))
     which = torch.arange(exponents.shape[1])
     parts = waves[:, which, exponents]  # task term parameter
     by_each = slopes[:, None] * by_place[:, which, exponents]
@@ -441,8 +391,3 @@ def _second(values: Tensor, nodes: int, axis: int) -> Tensor:
     axes = round(math.log(values.shape[1], nodes))
     lines = values.unflatten(1, (nodes,) * axes).movedim(1 + axis, -1).flatten(0, -2)
     return lines.mT @ lines / len(lines)
-
-
-def _grid(nodes: int, axes: int) -> Tensor:
-    each = torch.linspace(0, 1, nodes, dtype=torch.float64)
-    return torch.cartesian_prod(*[each] * axes).view(-1, axes)

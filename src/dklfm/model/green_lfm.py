@@ -111,7 +111,7 @@ class GreenLFM(AmortisedLFM):
             force_mean.float()[:, None], 0.5 * variance.log().float()[:, None], loads[:, None]
         )
         law = torch.cat([found.weights[..., None], found.loads], -1).unflatten(1, (outputs, modes))
-        least = torch.cholesky_inverse(cholesky(green.rest)) / found.rest[:, None, None, None]
+        least = torch.cholesky_inverse(cholesky(green.rest))
         own = beside_own(seen.precision, seen.pull, law, least)
         read = torch.stack([each(x) for each in green.output_modes], 1)  # task output point mode
         loads = own.loads(read)

@@ -9,17 +9,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dklfm.model.interpolation import spline_weights
-
 _LEAST_SIZE = 1e-9
 """Share of the largest function of an axis below which there is none."""
+
+
+def chebyshev(at: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """T_0 … T_{count − 1} and their derivatives, ``... x count``."""
+    values, slopes = [torch.ones_like(at), at], [torch.zeros_like(at), torch.ones_like(at)]
+    for _ in range(count - 2):
+        slopes.append(2 * (values[-1] + at * slopes[-1]) - slopes[-2])
+        values.append(2 * at * values[-1] - values[-2])
+    return torch.stack(values[:count], -1), torch.stack(slopes[:count], -1)
+
+
+def chebyshev_nodes(count: int) -> Tensor:
+    """Of [0, 1] with both ends, in float64."""
+    return 0.5 - 0.5 * (torch.arange(count, dtype=torch.float64) * torch.pi / (count - 1)).cos()
+
+
+def chebyshev_grid(count: int, axes: int) -> Tensor:
+    """All products of these, ``node x axis``, the last axis the fastest."""
+    return torch.cartesian_prod(*[chebyshev_nodes(count)] * axes).view(-1, axes)
 
 
 class ProductModes(nn.Module):
     """Φ_i(x) = Π_a u_a,p(i,a)(x_a), so scaled that their weights have unit mean square.
 
-    The factors are splines through an even grid of ``nodes`` an axis; of each axis there are
-    ``per_axis`` to choose from, and ``count`` products are kept.
+    The factors are polynomials through so many Chebyshev ``nodes`` an axis, which resolve layers at
+    the ends of an axis too; of each axis there are ``per_axis`` to choose from, and ``count``
+    products are kept.
     """
 
     def __init__(self, axes: int, nodes: int, per_axis: int, count: int) -> None:
@@ -27,8 +45,16 @@ class ProductModes(nn.Module):
         self.nodes, self.count = nodes, count
         self.register_buffer("factors", torch.zeros(axes, nodes, per_axis, dtype=torch.float64))
         self.register_buffer("places", torch.zeros(axes, count, dtype=torch.long))
+        waves = chebyshev(2 * chebyshev_nodes(nodes) - 1, nodes)[0]
+        self.register_buffer("series", torch.linalg.inv(waves), persistent=False)
+        # Clenshaw and Curtis: the integral of the polynomial through values at the nodes.
+        orders = torch.arange(nodes, dtype=torch.float64)
+        integrals = torch.where(orders % 2 == 0, 1 / (1 - orders.square()), 0.0)
+        self.register_buffer("measure", integrals @ self.series, persistent=False)
         self.register_buffer("size", torch.ones(count, dtype=torch.float64))
 
+    series: Float[Tensor, "order node"]
+    measure: Float[Tensor, " node"]
     factors: Float[Tensor, "axis node function"]
     places: Int[Tensor, "axis mode"]
     size: Float[Tensor, " mode"]
@@ -42,10 +68,11 @@ class ProductModes(nn.Module):
                 largest are kept. Without, those of the largest functions, so that with a product
                 all are kept whose factors are larger.
         """
-        sizes, vectors = torch.linalg.eigh(covariances)
+        root = self.measure.sqrt()
+        sizes, vectors = torch.linalg.eigh(root[:, None] * covariances * root)
         per_axis = self.factors.shape[-1]
         sizes, vectors = sizes.flip(-1)[:, :per_axis], vectors.flip(-1)[..., :per_axis]
-        sizes = sizes.clamp_min(0)
+        sizes, vectors = sizes.clamp_min(0), vectors / root[:, None]
         if values is None:
             roots = torch.where(sizes > _LEAST_SIZE * sizes[:, :1], sizes.sqrt(), 0.0)
             self.factors.copy_(vectors * roots[:, None])
@@ -63,7 +90,7 @@ class ProductModes(nn.Module):
     def weights(self, values: Tensor) -> Tensor:
         """Of the modes, for ``... x node`` functions on the whole grid; zero where there is none.
 
-        Of orthogonal factors these are the best weights of every product by itself.
+        Factors are orthogonal over the axis, so that each is the best weight of its product.
         """
         flat = self._read(values.flatten(0, -2))
         strides = flat.new_tensor(
@@ -77,17 +104,27 @@ class ProductModes(nn.Module):
         """``... x mode`` values at ``... x axis`` points, in float64."""
         found = self.size.expand(*x.shape[:-1], -1)
         for axis, (factors, places) in enumerate(zip(self.factors, self.places, strict=True)):
-            at = spline_weights((self.nodes,), x[..., axis, None].double())
-            found = found * (at @ factors)[..., places]
+            waves = chebyshev(2 * x[..., axis].double() - 1, self.nodes)[0]
+            found = found * (waves @ (self.series @ factors))[..., places]
         return found
+
+    def back(self) -> Tensor:
+        """What gives the weights of an axis's functions, ``axis x node x function``."""
+        weighted = self.measure[:, None] * self.factors
+        squares = (weighted * self.factors).sum(1)
+        return weighted / torch.where(squares > 0, squares, torch.inf)[:, None]
+
+    def energy(self) -> Tensor:
+        """Mean squares of the products over the domain, ``mode``."""
+        squares = (self.measure[:, None] * self.factors.square()).sum(1)
+        each = zip(squares, self.places, strict=True)
+        return torch.stack([axis[places] for axis, places in each]).prod(0) * self.size.square()
 
     def _read(self, values: Tensor) -> Tensor:
         """``task x product`` weights in all products of orthogonal factors."""
         axes = len(self.factors)
         read = values.double().unflatten(-1, (self.nodes,) * axes)
-        squares = self.factors.square().sum(1)
-        back = self.factors / torch.where(squares > 0, squares, torch.inf)[:, None]
-        for factors in back:
+        for factors in self.back():
             # The axis at hand is always the first after the task; it goes to the end.
             read = torch.tensordot(read, factors, dims=([1], [0]))
         return read.flatten(1)

@@ -33,6 +33,10 @@ _CANDIDATES = 8
 """Draws of what a network says, the best of which iteration begins from."""
 _WIDENED = 1.3
 """Deviation of the proposals, relative to Laplace's."""
+_FARTHEST = REACH + 1
+"""Draw, beyond the table of a parameter: its prior still counts."""
+_LEAST_SPREAD = 0.1
+"""Of what few draws tell of a covariance: where one has all weight they tell nothing."""
 _KEPT = 0.2
 """Share of Laplace's covariance in that of the second proposals."""
 
@@ -63,6 +67,33 @@ class _At(NamedTuple):
         """Posterior mean of w."""
         solved = torch.cholesky_solve(self.residual[..., None], self.factor)
         return (self.linear.root @ (self.design.mT @ solved))[..., 0]
+
+
+class _Proposal(NamedTuple):
+    """A Gaussian that parameters are drawn from, with the covariance ``root`` ``root``ᵀ."""
+
+    centre: Float[Tensor, "task parameter"]
+    root: Float[Tensor, "task parameter parameter"]
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """``task x draw x parameter``."""
+        white = _normal(count, self.centre.shape[-1], seed).to(self.centre)
+        return (self.centre[:, None] + white @ self.root.mT).clamp(-_FARTHEST, _FARTHEST)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Of ``task x draw x parameter`` numbers, without constants."""
+        away = (z - self.centre[:, None]).mT
+        white = torch.linalg.solve_triangular(self.root, away, upper=False)
+        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        return -0.5 * white.square().sum(1) - log_det
+
+
+class _Tried(NamedTuple):
+    """Draws of parameters, what is lost there, and means of w under each."""
+
+    z: Float[Tensor, "task draw parameter"]
+    lost: Float[Tensor, "task draw"]
+    forces: Float[Tensor, "task draw force_mode"]
 
 
 class Evidence:
@@ -99,13 +130,16 @@ class Evidence:
         """The posterior, from where a network says that the parameters are, within what spread."""
         z = self._begun(start, spread)
         z, fisher = self._descended(z, iterations)
-        eye = torch.eye(z.shape[-1]).to(z)
-        root = torch.linalg.solve_triangular(cholesky(fisher).mT, eye, upper=True)
-        drawn, forces, shares = self._sampled(z, _WIDENED * root, samples, 1)
-        z, covariance = _moments(drawn, shares)
-        root = cholesky(covariance + _KEPT * root @ root.mT)
-        drawn, forces, shares = self._sampled(z, _WIDENED * root, samples, 2)
-        return self._averaged(drawn, forces, shares)
+        laplace = torch.cholesky_inverse(cholesky(fisher))
+        first = _Proposal(z, _WIDENED * cholesky(laplace))
+        tried = self._tried(first.draw(samples, 1))
+        z, covariance = _moments(tried.z, (-tried.lost - first.log_density(tried.z)).softmax(1))
+        second = _Proposal(z, _WIDENED * cholesky(covariance + _KEPT * laplace))
+        again = self._tried(second.draw(samples, 2))
+        every = _Tried(*(torch.cat(pair, 1) for pair in zip(tried, again, strict=True)))
+        # All draws are of the mixture of both proposals (Veach and Guibas 1995).
+        drawn_from = torch.logaddexp(first.log_density(every.z), second.log_density(every.z))
+        return self._averaged(every, (-every.lost - drawn_from).softmax(1))
 
     def at(self, z: Tensor) -> _At:
         """The law under ``task x parameter`` standard normal numbers."""
@@ -186,28 +220,22 @@ class Evidence:
             gradient[left], fisher[left] = some.fisher(z[left])
         return z, fisher
 
-    def _sampled(
-        self, centre: Tensor, root: Tensor, samples: int, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws of parameters, means of w under each, and their importance weights."""
-        white = _normal(samples, centre.shape[-1], seed).to(centre)
-        drawn = (centre[:, None] + white @ root.mT).clamp(-REACH - 1, REACH + 1)
+    def _tried(self, drawn: Tensor) -> _Tried:
         each = [self.at(z) for z in drawn.unbind(1)]
-        log_weights = 0.5 * white.square().sum(-1) - torch.stack([at.lost for at in each], 1)
-        return drawn, torch.stack([at.force() for at in each], 1), log_weights.softmax(1)
+        lost, forces = [at.lost for at in each], [at.force() for at in each]
+        return _Tried(drawn, torch.stack(lost, 1), torch.stack(forces, 1))
 
-    def _averaged(self, drawn: Tensor, forces: Tensor, shares: Tensor) -> Integrated:
+    def _averaged(self, tried: _Tried, shares: Tensor) -> Integrated:
         """What parameters leave unknown changes little with them: it is that under their mean."""
-        z, covariance = _moments(drawn, shares)
+        forces = tried.forces
+        z, covariance = _moments(tried.z, shares)
         at = self.at(z)
         mean = (shares[..., None] * forces).sum(1)
-        outputs = torch.stack(
-            [self._outputs(zs, w) for zs, w in zip(drawn.unbind(1), forces.unbind(1), strict=True)],
-            1,
-        )
+        each = zip(tried.z.unbind(1), forces.unbind(1), strict=True)
+        outputs = torch.stack([self._outputs(zs, w) for zs, w in each], 1)
         output_mean = (shares[..., None] * outputs).sum(1)
         root = self._left(at)
-        among = shares.sqrt()[..., None]
+        among = (shares / _unbiased(shares)).sqrt()[..., None]
         white = torch.linalg.solve_triangular(at.factor, at.residual[..., None], upper=False)
         return Integrated(
             mean,
@@ -240,8 +268,13 @@ class Evidence:
 def _moments(drawn: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance of ``task x sample x parameter`` draws."""
     mean = (shares[..., None] * drawn).sum(1)
-    away = shares.sqrt()[..., None] * (drawn - mean[:, None])
+    away = (shares / _unbiased(shares)).sqrt()[..., None] * (drawn - mean[:, None])
     return mean, away.mT @ away
+
+
+def _unbiased(shares: Tensor) -> Tensor:
+    """What a covariance about the mean of few draws lacks, ``task x 1``."""
+    return (1 - shares.square().sum(1, keepdim=True)).clamp_min(_LEAST_SPREAD)
 
 
 @lru_cache(maxsize=16)

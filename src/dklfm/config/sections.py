@@ -290,9 +290,9 @@ class GreenConfig(Section):
     """
 
     name: Literal["green"] = "green"
-    nodes: Annotated[int, Field(ge=4, le=256)] = 35
-    modes: Annotated[int, Field(ge=3, le=512)] = 160
-    force_modes: Annotated[int, Field(ge=1, le=512)] = 200
+    nodes: Annotated[int, Field(ge=4, le=256)] = 37
+    modes: Annotated[int, Field(ge=3, le=512)] = 200
+    force_modes: Annotated[int, Field(ge=1, le=512)] = 256
     degrees: dict[str, Annotated[int, Field(ge=1, le=16)]] = Field(min_length=1, max_length=4)
     proportional: str | None = None
     lengthscales: tuple[str, ...] = Field(min_length=1, max_length=2)

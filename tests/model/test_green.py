@@ -15,7 +15,7 @@ from dklfm.config import TrainSpec, validate
 from dklfm.errors import ConfigError
 from dklfm.model import Batch, GreenLFM, Scale, build_model
 from dklfm.model.evidence import Evidence
-from dklfm.model.green import GreenOperator
+from dklfm.model.green_operator import GreenOperator
 from dklfm.model.products import ProductModes, chebyshev_grid, chebyshev_nodes
 from dklfm.settings import Constant, Distribution, Uniform
 from dklfm.systems import LotkaVolterra
@@ -74,7 +74,7 @@ def fresh(**changes: Any) -> GreenLFM:
 @pytest.fixture(scope="module")
 def model() -> GreenLFM:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dklfm.model.green._LESSONS", 2048)
+        patch.setattr("dklfm.model.green_operator._LESSONS", 2048)
         taught = fresh()
         taught.green.learn(SYSTEM, SCALE, seed=0)
     return taught

@@ -6,7 +6,7 @@ from dklfm.model.batch import Batch, Scale
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.build import build_model
 from dklfm.model.dklfm import DKLFM, Embedding
-from dklfm.model.green_lfm import GreenLFM
+from dklfm.model.green import GreenLFM
 from dklfm.model.linearised import LinearisedLFM
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.store import ModelCard, choose_device, load_model, save_model, ship

@@ -18,7 +18,7 @@ from dklfm.model.base import ForceModel
 from dklfm.model.black_box import FourierRegressor, NeuralProcess
 from dklfm.model.dklfm import DKLFM
 from dklfm.model.ensemble import Ensemble
-from dklfm.model.green_lfm import GreenLFM
+from dklfm.model.green import GreenLFM
 from dklfm.model.linearised import LinearisedLFM
 from dklfm.model.operator import OperatorLFM
 from dklfm.model.streamed import StreamedDKLFM

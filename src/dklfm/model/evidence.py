@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dklfm.model.gaussian import cholesky
-from dklfm.model.green import REACH, GreenOperator, Linear
+from dklfm.model.green_operator import REACH, GreenOperator, Linear
 
 _INFORMATION = 0.03
 """Of a direction of the weights, of prior variance one, below which it counts as not observed."""
@@ -241,7 +241,7 @@ class Evidence:
             mean,
             torch.cat([root, (among * (forces - mean[:, None])).mT], -1),
             output_mean,
-            torch.cat([self._map(z) @ root, (among * (outputs - output_mean[:, None])).mT], -1),
+            torch.cat([self._map(z)[0] @ root, (among * (outputs - output_mean[:, None])).mT], -1),
             z,
             covariance.diagonal(dim1=-2, dim2=-1).sqrt(),
             white.square().mean((-1, -2)),
@@ -254,15 +254,15 @@ class Evidence:
         factor = cholesky(eye + white.mT @ white)
         return torch.linalg.solve_triangular(factor, at.linear.root.mT, upper=False).mT
 
-    def _map(self, z: Tensor) -> Tensor:
-        """The weights of outputs' modes by those of the force, ``task x mode x force_mode``."""
+    def _map(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """How outputs' modes follow from the force's: ``task x mode x force_mode``, and b."""
         terms, factor = self.green.terms(z)
         found = (terms @ self.whole.flatten(1)).view(-1, *self.whole.shape[1:])
-        return factor[:, None, None] * found
+        return factor[:, None, None] * found, terms @ self.green.offset
 
     def _outputs(self, z: Tensor, force: Tensor) -> Tensor:
-        found = (self._map(z) @ force[..., None])[..., 0]
-        return found + self.green.terms(z)[0] @ self.green.offset
+        operator, offset = self._map(z)
+        return (operator @ force[..., None])[..., 0] + offset
 
 
 def _moments(drawn: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,10 @@ _LEAST_SIZE = 1e-9
 
 def chebyshev(at: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """T_0 … T_{count − 1} and their derivatives, ``... x count``."""
-    values, slopes = [torch.ones_like(at), at], [torch.zeros_like(at), torch.ones_like(at)]
-    for _ in range(count - 2):
-        slopes.append(2 * (values[-1] + at * slopes[-1]) - slopes[-2])
-        values.append(2 * at * values[-1] - values[-2])
-    return torch.stack(values[:count], -1), torch.stack(slopes[:count], -1)
+    orders = torch.arange(count, device=at.device)
+    values = torch.special.chebyshev_polynomial_t(at[..., None], orders)
+    slopes = orders * torch.special.chebyshev_polynomial_u(at[..., None], orders - 1)
+    return values, slopes
 
 
 def chebyshev_nodes(count: int) -> Tensor:

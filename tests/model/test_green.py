@@ -16,7 +16,7 @@ from dklfm.errors import ConfigError
 from dklfm.model import Batch, GreenLFM, Scale, build_model
 from dklfm.model.evidence import Evidence
 from dklfm.model.green_operator import GreenOperator
-from dklfm.model.products import ProductModes, chebyshev_grid, chebyshev_nodes
+from dklfm.model.products import KroneckerRoot, ProductModes, chebyshev_grid, chebyshev_nodes
 from dklfm.settings import Constant, Distribution, Uniform
 from dklfm.systems import LotkaVolterra
 from dklfm.systems.forced import ForcedODE, States
@@ -108,13 +108,20 @@ def observed(
     return batch, z, force
 
 
+def whole(root: KroneckerRoot) -> Tensor:
+    """The root as ``task x mode x mode`` matrices."""
+    eye = torch.eye(len(root.kept), dtype=torch.float64)
+    return root.times(eye.expand(len(root.factors[0]), -1, -1))
+
+
 def dense(model: GreenLFM, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
     """Log N(y | z) of one task and E[f | y, z], from whole covariance matrices."""
     green = model.green
     at, x = green.at(z), batch.x
+    root = whole(at.root)[0]
     read = torch.block_diag(*(modes(x)[0] for modes in green.output_modes))
     operator = at.factor[0] * (at.terms[0] @ green.operator.double().flatten(1))
-    design = read @ operator.view(green.operator.shape[1:]) @ at.root[0]
+    design = read @ operator.view(green.operator.shape[1:]) @ root
     mean = green.zero + read @ (at.terms[0] @ green.offset)
     rest = read @ torch.block_diag(*green.rest) @ read.mT
     noise = batch.y_sd.double().flatten() ** 2 + 1e-8 * (
@@ -122,7 +129,7 @@ def dense(model: GreenLFM, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
     )
     law = torch.distributions.MultivariateNormal(mean, design @ design.mT + rest + noise.diag())
     solved = torch.linalg.solve(law.covariance_matrix, batch.y.double().flatten() - mean)
-    force = green.force_modes(x)[0] @ at.root[0] @ design.mT @ solved
+    force = green.force_modes(x)[0] @ root @ design.mT @ solved
     return law.log_prob(batch.y.double().flatten()), green.force_zero + force
 
 
@@ -140,6 +147,22 @@ def test_products_of_functions_are_found_again() -> None:
     kept = set(map(tuple, modes.places.mT.tolist()))
     assert all((i - 1, j) in kept or i == 0 for i, j in kept)
     assert all((i, j - 1) in kept or j == 0 for i, j in kept)
+
+
+def test_a_cut_kronecker_root_is_that_of_the_kept_products() -> None:
+    modes = ProductModes(axes=2, nodes=9, per_axis=4, count=9)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.linalg.qr(torch.randn(2, 9, 4, generator=generator, dtype=torch.float64)).Q
+    modes.learn((factors * torch.tensor([1.0, 0.5, 0.2, 0.1])) @ factors.mT)
+    each = [torch.randn(3, 4, 4, generator=generator, dtype=torch.float64).tril() for _ in "xt"]
+    root = KroneckerRoot(each, modes.kept)
+    found = whole(root)
+    for i in range(3):
+        covariances = [factor[i] @ factor[i].mT for factor in each]
+        expected = torch.kron(*covariances)[modes.kept][:, modes.kept]
+        torch.testing.assert_close(found[i] @ found[i].mT, expected)
+    columns = torch.randn(3, 9, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(root.transposed_times(columns), found.mT @ columns)
 
 
 def test_products_may_be_chosen_by_functions() -> None:
@@ -184,7 +207,7 @@ def test_the_equation_is_learnt(model: GreenLFM) -> None:
 def test_the_law_of_the_force_is_the_prior_s(model: GreenLFM) -> None:
     green = model.green
     z = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    root = green.at(z).root
+    root = whole(green.at(z).root)
     x = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
     read = green.force_modes(x) @ root
     drawn = SYSTEM.from_white(
@@ -202,13 +225,14 @@ def test_derivatives_are_those_of_the_equation(model: GreenLFM) -> None:
     for i in range(3):
         step = 1e-5 * torch.eye(3, dtype=torch.float64)[i]
         up, down = green.at(z + step), green.at(z - step)
-        by = [(more - less) / 2e-5 for more, less in zip(up, down, strict=True)]
+        roots = whole(up.root) - whole(down.root)
+        by = [part / 2e-5 for part in (up.terms - down.terms, up.factor - down.factor, roots)]
         if i < 2:
             torch.testing.assert_close(slopes.terms[..., i], by[0], atol=1e-6, rtol=1e-4)
             torch.testing.assert_close(slopes.factor[:, i], by[1], atol=1e-6, rtol=1e-4)
         else:
-            torch.testing.assert_close(slopes.roots[0], by[2], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(found.root, green.at(z).root)
+            torch.testing.assert_close(whole(slopes.roots[0]), by[2], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(whole(found.root), whole(green.at(z).root))
 
 
 def evidence(model: GreenLFM, batch: Batch) -> Evidence:
@@ -235,7 +259,7 @@ def test_evidence_and_mean_are_those_of_whole_matrices(model: GreenLFM) -> None:
 def test_its_gradient_is_that_of_the_evidence(model: GreenLFM) -> None:
     batch, z, _ = observed(model.green, 3, 15, noise=0.05)
     law = evidence(model, batch)
-    gradient, curvature = law.fisher(z)
+    gradient, curvature = law.fisher(z, law.at(z))
     for i in range(3):
         step = 1e-5 * torch.eye(3, dtype=torch.float64)[i]
         slope = (law.at(z + step).lost - law.at(z - step).lost) / 2e-5

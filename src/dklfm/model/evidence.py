@@ -10,13 +10,14 @@ so that given (θ, ℓ) all that is needed is one Cholesky factor of C = I + M M
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dklfm.model.gaussian import cholesky
 from dklfm.model.green_operator import REACH, GreenOperator, Linear
@@ -27,7 +28,7 @@ _DAMPING, _EASED, _RAISED = 0.1, 0.2, 8.0
 """Share of the curvature at first, and its factors after a good step and a bad one."""
 _LONGEST = 1.5
 """Step, in prior deviations."""
-_CONVERGED = 1e-4
+_CONVERGED = 1e-2
 """Squared step, in posterior deviations."""
 _CANDIDATES = 8
 """Draws of what a network says, the best of which iteration begins from."""
@@ -57,8 +58,8 @@ class _At(NamedTuple):
     """The law of what was observed, under some parameters."""
 
     linear: Linear
-    operator: Tensor  # task direction force_mode, s Uᵀ A
-    design: Tensor  # the same times the root of Λ, M
+    operator: Tensor  # task force_mode direction, s Aᵀ U
+    design: Tensor  # the root of Λ times the same, Mᵀ
     factor: Tensor  # of C
     residual: Tensor  # task direction, y − Uᵀ b
     lost: Tensor  # task, −log density of y and parameters, without constants
@@ -66,7 +67,7 @@ class _At(NamedTuple):
     def force(self) -> Tensor:
         """Posterior mean of w."""
         solved = torch.cholesky_solve(self.residual[..., None], self.factor)
-        return (self.linear.root @ (self.design.mT @ solved))[..., 0]
+        return self.linear.root.times(self.design @ solved)[..., 0]
 
 
 class _Proposal(NamedTuple):
@@ -112,17 +113,23 @@ class Evidence:
         directions = vectors * values.sqrt()[:, None]
         self.whole = green.operator.double()
         self.y = (pull[:, None] @ vectors)[:, 0] / values.sqrt()
-        self.operator = directions.mT[:, None] @ self.whole  # task term direction force_mode
+        transposed = self.whole.mT.flatten(0, 1)  # (term force_mode) mode
+        # task term (force_mode direction)
+        self.operator = (transposed @ directions).view(len(pull), len(self.whole), -1)
         self.offset = green.offset @ directions  # task term direction
         noise = directions.mT @ torch.block_diag(*green.rest) @ directions
         self.noise = noise + torch.eye(rank).to(noise)  # of n and e
 
-    def take(self, tasks: Tensor) -> Evidence:
+    def take(self, tasks: Tensor | slice) -> Evidence:
         """Of some of the tasks."""
         some = copy(self)
         for name in ("y", "operator", "offset", "noise"):
             setattr(some, name, getattr(self, name)[tasks])
         return some
+
+    def each(self) -> Iterator[Evidence]:
+        """Of each task, for any number of parameters: its operator is read once for all."""
+        return (self.take(slice(i, i + 1)) for i in range(len(self.y)))
 
     def integrated(
         self, start: Tensor, spread: Tensor, samples: int, iterations: int
@@ -145,35 +152,34 @@ class Evidence:
         """The law under ``task x parameter`` standard normal numbers."""
         linear = self.green.at(z)
         operator = linear.factor[:, None, None] * self._product(linear.terms)
-        design = operator @ linear.root
+        design = linear.root.transposed_times(operator)
         residual = self.y - (linear.terms[:, None] @ self.offset)[:, 0]
-        factor = cholesky(self.noise + design @ design.mT)
+        factor = cholesky(self.noise + design.mT @ design)
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         lost = 0.5 * (white.square().sum((-1, -2)) + z.square().sum(-1)) + log_det
         return _At(linear, operator, design, factor, residual, lost)
 
-    def fisher(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of what is lost, and its expected curvature."""
-        at = self.at(z)
+    def fisher(self, z: Tensor, at: _At) -> tuple[Tensor, Tensor]:
+        """Gradient of what is lost, and its expected curvature; ``at`` is the law there."""
         linear, slopes = self.green.along(z)
         inverse = torch.cholesky_inverse(at.factor)
         solved = inverse @ at.residual[..., None]
-        changes, pulls = [], []
+        changes = []
         for i in range(slopes.terms.shape[-1]):
-            moved = linear.factor[:, None, None] * self._product(slopes.terms[..., i])
-            share = slopes.factor[:, i] / linear.factor
-            moved = moved + share[:, None, None] * at.operator
-            changes.append(moved @ linear.root)
-            pulls.append((slopes.terms[:, None, :, i] @ self.offset)[:, 0])
-        for root in slopes.roots:
-            changes.append(at.operator @ root)
-            pulls.append(torch.zeros_like(self.y))
+            share = (slopes.factor[:, i] / linear.factor)[:, None, None]
+            change = share * at.design
+            if i not in self.green.only_factor:
+                moved = linear.factor[:, None, None] * self._product(slopes.terms[..., i])
+                change = change + linear.root.transposed_times(moved)
+            changes.append(change)
+        changes += [root.transposed_times(at.operator) for root in slopes.roots]
+        pull = nn.functional.pad((self.offset.mT @ slopes.terms).mT, (0, 0, 0, len(slopes.roots)))
         shapes = []
         for change in changes:
-            crossed = change @ at.design.mT
+            crossed = change.mT @ at.design
             shapes.append(inverse @ (crossed + crossed.mT))
-        shape, pull = torch.stack(shapes, 1), torch.stack(pulls, 1)
+        shape = torch.stack(shapes, 1)
         trace = shape.diagonal(dim1=-2, dim2=-1).sum(-1)
         square = (at.residual[:, None, None] @ shape @ solved[:, None])[..., 0, 0]
         gradient = 0.5 * (trace - square) - (pull @ solved)[..., 0] + z
@@ -182,8 +188,12 @@ class Evidence:
         return gradient, curvature
 
     def _product(self, terms: Tensor) -> Tensor:
-        """Σ φ_k Uᵀ A_k, ``task x direction x force_mode``."""
-        return (terms[:, None] @ self.operator.flatten(2)).view(-1, *self.operator.shape[2:])
+        """Σ φ_k A_kᵀ U, ``task x force_mode x direction``."""
+        if len(self.operator) == 1:
+            found = terms @ self.operator[0]
+        else:
+            found = (terms[:, None] @ self.operator)[:, 0]
+        return found.view(len(terms), -1, self.y.shape[-1])
 
     def _begun(self, start: Tensor, spread: Tensor) -> Tensor:
         draws = start[:, None] + spread[:, None] * _normal(_CANDIDATES, start.shape[-1], 0).to(
@@ -191,15 +201,15 @@ class Evidence:
         )
         draws[:, 0] = start
         draws = draws.clamp(-REACH, REACH)
-        lost = torch.stack([self.at(z).lost for z in draws.unbind(1)], 1)
+        lost = torch.stack([one.at(z).lost for one, z in zip(self.each(), draws, strict=True)])
         return draws[torch.arange(len(draws)), lost.argmin(1)]
 
     def _descended(self, z: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         """Damped Fisher scoring: where it leads, and the curvature there."""
-        some, left = self, torch.arange(len(z), device=z.device)
-        lost = self.at(z).lost
+        some, left, at = self, torch.arange(len(z), device=z.device), self.at(z)
+        lost = at.lost
         damping = torch.full_like(lost, _DAMPING)
-        gradient, fisher = self.fisher(z)
+        gradient, fisher = self.fisher(z, at)
         for _ in range(iterations):
             curvature = fisher[left]
             scale = damping[left, None] * curvature.diagonal(dim1=-2, dim2=-1)
@@ -212,18 +222,19 @@ class Evidence:
             if not len(left):
                 break
             there = (z[left] - step.clamp(-_LONGEST, _LONGEST)).clamp(-REACH, REACH)
-            worth = some.at(there).lost
-            better = worth < lost[left]
+            at = some.at(there)
+            better = at.lost < lost[left]
             damping[left] *= torch.where(better, _EASED, _RAISED)
             moved = left[better]
-            z[moved], lost[moved] = there[better], worth[better]
-            gradient[left], fisher[left] = some.fisher(z[left])
+            z[moved], lost[moved] = there[better], at.lost[better]
+            slope, curvature = some.fisher(there, at)
+            gradient[moved], fisher[moved] = slope[better], curvature[better]
         return z, fisher
 
     def _tried(self, drawn: Tensor) -> _Tried:
-        each = [self.at(z) for z in drawn.unbind(1)]
+        each = [one.at(z) for one, z in zip(self.each(), drawn, strict=True)]
         lost, forces = [at.lost for at in each], [at.force() for at in each]
-        return _Tried(drawn, torch.stack(lost, 1), torch.stack(forces, 1))
+        return _Tried(drawn, torch.stack(lost), torch.stack(forces))
 
     def _averaged(self, tried: _Tried, shares: Tensor) -> Integrated:
         """What parameters leave unknown changes little with them: it is that under their mean."""
@@ -249,10 +260,11 @@ class Evidence:
 
     def _left(self, at: _At) -> Tensor:
         """A root of the posterior covariance of w under some parameters."""
-        white = torch.linalg.solve_triangular(cholesky(self.noise), at.design, upper=False)
+        white = torch.linalg.solve_triangular(cholesky(self.noise), at.design.mT, upper=False)
         eye = torch.eye(white.shape[-1]).to(white)
         factor = cholesky(eye + white.mT @ white)
-        return torch.linalg.solve_triangular(factor, at.linear.root.mT, upper=False).mT
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+        return at.linear.root.times(inverse.mT)
 
     def _map(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """How outputs' modes follow from the force's: ``task x mode x force_mode``, and b."""

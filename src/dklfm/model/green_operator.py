@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from dklfm.config import GreenConfig
 from dklfm.errors import ConfigError
 from dklfm.model.gaussian import cholesky
-from dklfm.model.products import ProductModes, chebyshev, chebyshev_grid, chebyshev_nodes
+from dklfm.model.products import (
+    KroneckerRoot,
+    ProductModes,
+    chebyshev,
+    chebyshev_grid,
+    chebyshev_nodes,
+)
 
 if TYPE_CHECKING:
     from dklfm.model.batch import Scale
@@ -62,7 +68,7 @@ class Linear(NamedTuple):
 
     terms: Float[Tensor, "task term"]
     factor: Float[Tensor, " task"]
-    root: Float[Tensor, "task force_mode force_mode"]
+    root: KroneckerRoot
 
 
 class Slopes(NamedTuple):
@@ -70,7 +76,7 @@ class Slopes(NamedTuple):
 
     terms: Float[Tensor, "task term parameter"]
     factor: Float[Tensor, "task parameter"]
-    roots: list[Float[Tensor, "task force_mode force_mode"]]
+    roots: list[KroneckerRoot]
 
 
 class GreenOperator(nn.Module):
@@ -128,6 +134,11 @@ class GreenOperator(nn.Module):
     def rates(self) -> int:
         """How many parameters are of the equation; the others are lengthscales."""
         return len(self.names) - len(self.config.lengthscales)
+
+    @property
+    def only_factor(self) -> range:
+        """Parameters of which only s depends."""
+        return range(self.rates - len(self.config.degrees))
 
     @torch.no_grad()
     def learn(self, system: System, scale: Scale, seed: int) -> None:
@@ -283,19 +294,19 @@ class GreenOperator(nn.Module):
 
     def at(self, z: Tensor) -> Linear:
         """What ``task x parameter`` standard normal numbers make of the equation."""
-        return Linear(*self.terms(z), self._product(self._roots(z)[0]))
+        return Linear(*self.terms(z), KroneckerRoot(self._roots(z)[0], self.force_modes.kept))
 
     def along(self, z: Tensor) -> tuple[Linear, Slopes]:
         """The same, and its derivatives."""
         terms, by_terms = self._terms(z)
         factor, by_factor = self.factor(z)
-        found, slopes = self._roots(z)
+        (found, slopes), kept = self._roots(z), self.force_modes.kept
         roots = [
-            self._product([slopes[j] if i == j else root for j, root in enumerate(found)])
+            KroneckerRoot([slopes[j] if i == j else root for j, root in enumerate(found)], kept)
             for i in range(len(found))
         ]
         return (
-            Linear(terms, factor, self._product(found)),
+            Linear(terms, factor, KroneckerRoot(found, kept)),
             Slopes(by_terms, by_factor, roots),
         )
 
@@ -309,7 +320,7 @@ class GreenOperator(nn.Module):
 
     def _terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Products of Chebyshev polynomials, ``task x term``, and ``... x parameter`` slopes."""
-        first = self.rates - len(self.config.degrees)
+        first = len(self.only_factor)
         each = [_read(self.tables[i], z[:, i]) for i in range(first, self.rates)]
         places, slopes = (torch.stack(parts, -1) for parts in zip(*each, strict=True))
         found, by_each = _products(places, slopes, self.exponents)
@@ -325,21 +336,6 @@ class GreenOperator(nn.Module):
             found.append(torch.tensordot(waves, coefficients, 1))
             slopes.append(torch.tensordot(by_z[:, None] * by_place, coefficients, 1))
         return found, slopes
-
-    def _product(self, roots: list[Tensor]) -> Tensor:
-        """A root of the covariance of the weights of products.
-
-        With each product all are kept whose factors are larger, so that the rows of a Kronecker
-        product of lower factors that are kept have no entries in columns that are not.
-        """
-        found = None
-        for root, places in zip(roots, self.force_modes.places, strict=True):
-            # One gather from the flat factor is several times as fast as one along each dimension.
-            flat = (root.shape[-1] * places[:, None] + places).flatten()
-            part = root.flatten(1)[:, flat]
-            found = part if found is None else found * part
-        assert found is not None
-        return found.unflatten(1, (self.force_modes.count, -1))
 
 
 def _exponents(degrees: tuple[int, ...]) -> Tensor:

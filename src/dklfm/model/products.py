@@ -5,6 +5,10 @@ A product is evaluated at a point for as little as its factors are, however many
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -29,6 +33,35 @@ def chebyshev_nodes(count: int) -> Tensor:
 def chebyshev_grid(count: int, axes: int) -> Tensor:
     """All products of these, ``node x axis``, the last axis the fastest."""
     return torch.cartesian_prod(*[chebyshev_nodes(count)] * axes).view(-1, axes)
+
+
+class KroneckerRoot(NamedTuple):
+    """A root of the covariance of the weights of products: of lower factors, one an axis.
+
+    With each product all are kept whose factors are larger, so that the rows of the Kronecker
+    product that are kept have no entries in columns that are not.
+    """
+
+    factors: Sequence[Float[Tensor, "task function function"]]
+    kept: Int[Tensor, " mode"]  # which of all products, in row-major order
+
+    def times(self, columns: Tensor) -> Tensor:
+        """The root times ``task x mode x column`` numbers."""
+        return self._applied(self.factors, columns)
+
+    def transposed_times(self, columns: Tensor) -> Tensor:
+        """Its transpose times them."""
+        return self._applied([factor.mT for factor in self.factors], columns)
+
+    def _applied(self, factors: Sequence[Tensor], columns: Tensor) -> Tensor:
+        sizes = [factor.shape[-1] for factor in factors]
+        every = columns.new_zeros(len(columns), math.prod(sizes), columns.shape[-1])
+        every[:, self.kept] = columns
+        for axis, factor in enumerate(factors):
+            before, size = math.prod(sizes[:axis]), sizes[axis]
+            lines = every.view(len(every), before, size, -1)
+            every = (factor[:, None] @ lines).flatten(1)
+        return every.view(len(every), -1, columns.shape[-1])[:, self.kept]
 
 
 class ProductModes(nn.Module):
@@ -86,16 +119,19 @@ class ProductModes(nn.Module):
         if values is not None:
             self.size.copy_(energy[order].sqrt())
 
+    @property
+    def kept(self) -> Tensor:
+        """Which of all products, in row-major order, are the modes."""
+        axes, per_axis = len(self.factors), self.factors.shape[-1]
+        strides = per_axis ** torch.arange(axes - 1, -1, -1, device=self.places.device)
+        return (strides[:, None] * self.places).sum(0)
+
     def weights(self, values: Tensor) -> Tensor:
         """Of the modes, for ``... x node`` functions on the whole grid; zero where there is none.
 
         Factors are orthogonal over the axis, so that each is the best weight of its product.
         """
-        flat = self._read(values.flatten(0, -2))
-        strides = flat.new_tensor(
-            [self.factors.shape[-1] ** i for i in reversed(range(len(self.factors)))]
-        ).long()
-        found = flat[:, (strides[:, None] * self.places).sum(0)]
+        found = self._read(values.flatten(0, -2))[:, self.kept]
         found = torch.where(self.size > 0, found / self.size, 0.0)
         return found.unflatten(0, values.shape[:-1])
 

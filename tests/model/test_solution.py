@@ -15,7 +15,7 @@ from dklfm.errors import ConfigError
 from dklfm.model import LinearisedLFM, build_model
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.smoothing import even_grid
-from dklfm.model.solution import SolutionOperator, _laws
+from dklfm.model.solution import SolutionOperator, _flattened, _laws
 from tests.model.test_linearised import observed
 
 NODES, FORCE = 31, 4
@@ -109,9 +109,10 @@ def test_its_derivatives_are_those_of_its_weights(exchangeable: bool) -> None:
         torch.testing.assert_close(found.by_own[..., at], slope, atol=1e-6, rtol=1e-4)
 
 
-def test_a_linear_equation_is_inverted_exactly() -> None:
+@pytest.mark.parametrize("samples", [0, 16])
+def test_a_linear_equation_is_inverted_exactly(samples: int) -> None:
     """With one law of the force and parameters that hardly vary the posterior is Gaussian."""
-    model = fresh(degree=1, response_modes=FORCE)
+    model = fresh(degree=1, response_modes=FORCE, samples=samples)
     theta, force = tasks(4000)
     slopes = torch.tensor([1.0, -2.0])[:, None]
     outputs = slopes * force[:, None]
@@ -193,6 +194,31 @@ def test_laws_of_rough_and_smooth_forces_are_told_apart() -> None:
     torch.testing.assert_close(
         shares[order], torch.tensor([0.75, 0.25]).double(), atol=0.03, rtol=0
     )
+
+
+@pytest.mark.parametrize("exchangeable", [True, False])
+def test_draws_of_the_parameters_leave_less_error_than_their_mode(exchangeable: bool) -> None:
+    model, solution = taught(exchangeable)
+    theta, force = tasks(200, seed=1)
+    seen = observed(equation(theta, force, 0.3, exchangeable), 0.05)
+    x = torch.linspace(0, 1, NODES)[None, :, None].expand(200, -1, -1)
+    errors, variances = [], []
+    for samples in (0, 16):
+        solution.config = solution.config.model_copy(update={"samples": samples})
+        moments = model.posterior(seen, x)
+        errors.append(float((moments.force_mean - force).square().mean()))
+        variances.append(float(moments.force_variance.mean()))
+    assert errors[1] < 0.95 * errors[0]
+    assert variances[1] > 0.8 * errors[1]
+
+
+def test_uneven_weights_are_flattened_and_even_ones_kept() -> None:
+    logs = torch.tensor([[0.0, 0.1, -0.1, 0.0], [0.0, 50.0, 0.0, 1.0]], dtype=torch.float64)
+    weights = _flattened(logs)
+    torch.testing.assert_close(weights[0], logs[0].softmax(0))
+    effective = 1 / weights[1].square().sum()
+    torch.testing.assert_close(effective, torch.tensor(0.6 * 4).double(), atol=1e-3, rtol=0)
+    assert weights[1].argmax() == 1
 
 
 def test_parameters_of_another_number_are_one_clear_error() -> None:

@@ -226,7 +226,8 @@ class SolutionConfig(Section):
     Each output has so many positive ``parameters`` of its own. The weights of its modes are linear
     in products of up to ``degree`` of these and their logarithms with ``response_modes`` components
     of what the force stands for. The force's weights follow one of so many Gaussian ``laws``, under
-    each of which as many ``iterations`` lead from the network's answer to the mode.
+    each of which as many ``iterations`` lead from the network's answer to the mode. With any
+    ``samples`` the parameters are drawn about the modes so often, and the draws weighted.
     """
 
     parameters: Annotated[int, Field(ge=1, le=8)] = 3
@@ -234,6 +235,8 @@ class SolutionConfig(Section):
     response_modes: Annotated[int, Field(ge=1, le=64)] = 24
     laws: Annotated[int, Field(ge=1, le=32)] = 8
     iterations: Annotated[int, Field(ge=1, le=200)] = 20
+    # Left out of what is resolved unless there are any: see LaterSwitch.
+    samples: Annotated[int, Field(ge=0, le=4096, exclude_if=lambda count: not count)] = 0
 
 
 class LinearisedConfig(Section):

@@ -13,7 +13,8 @@ Such an operator is solved and differentiated by a few products of small matrice
 Gauss-Newton lead from a network's answer to the mode of the posterior of force and parameters, and
 the curvature there gives its covariance (Laplace's approximation). How rough forces are differs
 between tasks: the law of their weights is a mixture of Gaussians, under each of which the mode is
-sought, and which are weighted by their evidence.
+sought, and which are weighted by their evidence. Where parameters are known less well they are
+drawn about these modes, the force is conditioned anew under each draw, and draws are weighted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
+from scipy.stats import qmc
 from torch import Tensor, nn
 
 from dklfm.config import SolutionConfig
@@ -52,6 +54,14 @@ _DAMPING, _EASED, _RAISED = 1.0, 0.2, 5.0
 """Precision of a step at first, and its factors after one that helps and one that does not."""
 _LAST = 4
 """Steps under each law, from the mode under that of all forces together."""
+_ANEW, _NEAR = 3, 0.1
+"""Steps of the force under parameters that were drawn, and the first one's damping."""
+_WIDER = 1.25
+"""Variance of the proposals over that of Laplace's approximation, which is too narrow."""
+_LEAST_EFFECTIVE = 0.6
+"""Share of the draws that flattened weights keep."""
+_HALVINGS = 20
+"""Of where the power of weights is sought."""
 _TASKS_AT_ONCE = 64
 
 
@@ -222,9 +232,41 @@ class SolutionOperator(nn.Module):
         every = Seen(*(each.repeat_interleave(laws, 0) for each in believed))
         problem = _Problem(self, every, self.laws.repeat(tasks, 1, 1))
         start = self._start(self.force_mean + v @ self.force_basis.mT, self.laws)
-        found, lost = problem.laplace(start, theta.repeat_interleave(laws, 0), _LAST)
+        v, theta, at, lost = problem.descend(start, theta.repeat_interleave(laws, 0), _LAST)
+        found = problem.laplace(v, theta, at)
         evidence = self.shares.log() - (lost + 0.5 * found.log_det).unflatten(0, (tasks, laws))
-        return _mixed(found, evidence.softmax(1))
+        shares = evidence.softmax(1)
+        if not self.config.samples:
+            return _mixed(found, shares)
+        return self._sampled(problem, v, theta, at, shares)
+
+    def _sampled(
+        self, problem: _Problem, v: Tensor, theta: Tensor, at: Linear, shares: Tensor
+    ) -> Mixture:
+        """Parameters by importance, from Laplace's mixture; the force is Laplace's under each.
+
+        Few draws with uneven weights are noise; flatter weights trade it for some of the
+        proposal's bias (Koblents and Miguez 2015).
+        """
+        (tasks, laws), count = shares.shape, self.config.samples
+        marks = (torch.arange(count).to(shares) + 0.5) / count
+        law = torch.searchsorted(shares.cumsum(1), marks.expand(tasks, -1).contiguous())
+        law = law.clamp_max(laws - 1)
+        row = (law + laws * torch.arange(tasks).to(law)[:, None]).flatten()
+        cross, root, factor = (each[row] for each in problem.curvature(at))
+        white = _normal(count, theta[0].numel()).to(v).repeat(tasks, 1)[..., None]
+        moved = _WIDER**0.5 * torch.linalg.solve_triangular(factor.mT, white, upper=True)
+        pulled = torch.cholesky_solve(cross @ moved, root)[..., 0]
+        drawn = theta[row] + moved[..., 0].unflatten(-1, theta.shape[1:])
+        seen = Seen(*(each[row] for each in problem.seen))
+        given = _Problem(self, seen, problem.prior[row], given=True)
+        start, _, at, lost = given.descend(v[row] - pulled, drawn, _ANEW, _NEAR)
+        found = given.laplace(start, drawn, at)
+        proposed = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        proposed = proposed - 0.5 * white[..., 0].square().sum(-1)
+        logs = -(lost + 0.5 * found.log_det + proposed).unflatten(0, (tasks, count))
+        logs = logs + self.shares.log()[law] - shares.gather(1, law).log()
+        return _mixed(found, _flattened(logs))
 
     def _begun(self, seen: Seen, force: Tensor) -> tuple[Tensor, Tensor]:
         """The mode under the law of all forces together, which leaves little to do under each.
@@ -306,28 +348,45 @@ class SolutionOperator(nn.Module):
 class _Problem:
     """Tasks, each under one law of the force's weights."""
 
-    def __init__(self, operator: SolutionOperator, seen: Seen, prior: Tensor) -> None:
-        self.operator, self.seen, self.prior = operator, seen, prior
+    def __init__(
+        self, operator: SolutionOperator, seen: Seen, prior: Tensor, given: bool = False
+    ) -> None:
+        """With ``given`` θ is known."""
+        self.operator, self.seen, self.prior, self.given = operator, seen, prior, given
 
-    def laplace(self, v: Tensor, theta: Tensor, iterations: int) -> tuple[Found, Tensor]:
-        """Laplace's approximation at the mode, and −log density there, without constants."""
-        v, theta, at, lost = self.descend(v, theta, iterations)
-        found = self._conditioned(at, v, theta, torch.zeros_like(lost))
-        return found._replace(mean=v), lost
+    def laplace(self, v: Tensor, theta: Tensor, at: Linear) -> Found:
+        """Laplace's approximation at a mode."""
+        found = self._conditioned(at, v, theta, torch.zeros_like(v[:, 0]))
+        return found._replace(mean=v)
+
+    def curvature(self, at: Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """Precision between v and all θ; roots of v's, and of θ's with v integrated out."""
+        size = at.by_own.shape[-1]
+        read = self.seen.precision @ torch.cat([at.by_force, at.by_own], -1)
+        read_force, read_own = read.tensor_split([at.by_force.shape[-1]], -1)
+        cross = (at.by_force.mT @ read_own).transpose(1, 2).flatten(2)
+        of_force = at.by_force.flatten(1, 2).mT @ read_force.flatten(1, 2)
+        root = cholesky(torch.eye(len(of_force[0])).to(of_force) + of_force)
+        white = torch.linalg.solve_triangular(root, cross, upper=False)
+        blocks = torch.eye(size).to(root) + at.by_own.mT @ read_own
+        own = torch.stack([torch.block_diag(*each) for each in blocks])
+        return cross, root, cholesky(own - white.mT @ white)
 
     def descend(
-        self, v: Tensor, theta: Tensor, iterations: int
+        self, v: Tensor, theta: Tensor, iterations: int, damping_at_first: float = _DAMPING
     ) -> tuple[Tensor, Tensor, Linear, Tensor]:
         """Damped Gauss-Newton: (v, θ), the operator there, and −log density, without constants."""
         at = self._solved(v, theta)
         lost = self._lost(at, v, theta)
-        damping = torch.full_like(lost, _DAMPING)
+        damping = torch.full_like(lost, damping_at_first)
         for _ in range(iterations):
             found = self._conditioned(at, v, theta, damping)
             kept, moved = (damping / (1 + damping))[:, None], (1 + damping).rsqrt()[:, None]
             new_v = kept * v + moved * found.mean
-            own = found.unknown[..., : theta.shape[-1]]
-            new_theta = kept[..., None] * theta + moved[..., None] * own
+            new_theta = theta
+            if not self.given:
+                own = found.unknown[..., : theta.shape[-1]]
+                new_theta = kept[..., None] * theta + moved[..., None] * own
             there = self._solved(new_v, new_theta)
             worth = self._lost(there, new_v, new_theta)
             better = worth < lost
@@ -346,9 +405,9 @@ class _Problem:
         weights = found.weights.clone()
         weights[..., -2] -= seen.location[..., 0]  # the second last mode is a constant
         by_v = found.by_force @ self.prior[:, None]
-        return Linear(
-            weights / seen.scale, by_v / seen.scale[..., None], found.by_own / seen.scale[..., None]
-        )
+        by_own = found.by_own[..., :0] if self.given else found.by_own
+        scale = seen.scale[..., None]
+        return Linear(weights / seen.scale, by_v / scale, by_own / scale)
 
     def _lost(self, at: Linear, v: Tensor, theta: Tensor) -> Tensor:
         c, seen = at.weights, self.seen
@@ -358,7 +417,9 @@ class _Problem:
     def _conditioned(self, at: Linear, v: Tensor, theta: Tensor, damping: Tensor) -> Found:
         """Of what is to be moved by, with so much precision beside the prior's."""
         share = (1 + damping).reciprocal()[:, None, None]
-        moved = at.by_force @ v[:, None, :, None] + at.by_own @ theta[..., None]
+        moved = at.by_force @ v[:, None, :, None]
+        if not self.given:
+            moved = moved + at.by_own @ theta[..., None]
         root = share.sqrt()[..., None]
         return conditioned(
             self.seen,
@@ -414,7 +475,33 @@ def _mixed(found: Found, shares: Float[Tensor, "task law"]) -> Mixture:
         mean = (share * means).sum(1)
         away = (means - mean[:, None])[..., None]
         both = share.sqrt()[..., None] * torch.cat([roots, away], -1)
-        return mean, both.movedim(1, -2).flatten(-2)
+        return mean, _fewer(both.movedim(1, -2).flatten(-2))
 
     force, root = found.force()
     return Mixture(*moments(force[..., 0], root), *moments(found.weights(), found.loads()))
+
+
+def _fewer(root: Tensor) -> Tensor:
+    """A root of the same covariance with no more columns than rows."""
+    rows, columns = root.shape[-2:]
+    if columns <= rows:
+        return root
+    return torch.linalg.qr(root.mT, mode="r").R.mT
+
+
+def _normal(count: int, size: int) -> Tensor:
+    """``count x size`` standard normal numbers of low discrepancy, the same always."""
+    drawn = qmc.MultivariateNormalQMC(np.zeros(size), rng=np.random.default_rng(0))
+    return torch.from_numpy(drawn.random(count))
+
+
+def _flattened(logs: Tensor) -> Tensor:
+    """Weights ``task x draw``, to the highest power up to one that leaves them even enough."""
+    low, high = torch.zeros_like(logs[:, :1]), torch.ones_like(logs[:, :1])
+    power = high
+    for _ in range(_HALVINGS):
+        even = 1 / (power * logs).softmax(1).square().sum(1, keepdim=True)
+        enough = even >= _LEAST_EFFECTIVE * logs.shape[1]
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+        power = (low + high) / 2
+    return (low * logs).softmax(1)

@@ -10,7 +10,7 @@ import torch
 
 from dklfm.config import RefinementConfig, TrainSpec, validate
 from dklfm.errors import DataError
-from dklfm.methods import ExactTranscription, Refined, TrainedModel, fit_each
+from dklfm.methods import ExactTranscription, Posterior, Refined, TrainedModel, fit_each
 from dklfm.methods.mechanistic import Problem, descend
 from dklfm.methods.refined import _sought
 from dklfm.methods.sampling import Sample, tempered
@@ -46,6 +46,19 @@ def test_where_only_the_force_is_unknown_it_gives_the_exact_posterior_from_any_s
     for name in ("force_mean", "force_sd", "output_mean", "output_query_sd"):
         np.testing.assert_allclose(found[name], exact[name], atol=0.02)
     assert (found["cpu_seconds"] > 0).all()
+
+
+def test_refinement_begins_before_a_model_iterates() -> None:
+    class Asked(TrainedModel):
+        def infer(self, tasks: Tasks, joint: bool = False, iterate: bool = True) -> Posterior:
+            asked.append(iterate)
+            return super().infer(tasks, joint, iterate)
+
+    asked: list[bool] = []
+    system, tasks = tasks_of(SETTLED, 1)
+    start = untrained(system, tasks)
+    Refined(Asked(start.model, start.scale), system, RefinementConfig(samples=16)).infer(tasks)
+    assert asked == [False]
 
 
 def test_another_number_of_genes_is_refined_if_their_law_is_known() -> None:

@@ -239,6 +239,15 @@ def test_a_model_that_iterates_says_so() -> None:
     assert not build_model(validate(TrainSpec, spec, "test"), axes=1, outputs=2).iterates
 
 
+def test_where_iteration_begins_is_the_network_s_answer() -> None:
+    model, _ = taught()
+    theta, force = tasks(6, seed=1)
+    seen, x = observed(equation(theta, force, 0.3, exchangeable=False), 0.05), X.expand(6, -1, -1)
+    begun = model.begun(seen, x).force_mean
+    torch.testing.assert_close(begun, model.laws(seen, x).force.mean[:, 0].double())
+    assert (begun - model.posterior(seen, x).force_mean).abs().max() > 0.01
+
+
 def test_sizes_are_bounded() -> None:
     with pytest.raises(ConfigError, match="degree"):
         validate(SolutionConfig, {"degree": 9}, "test")

@@ -81,7 +81,7 @@ class Refined:
     def modes(self, tasks: Tasks, anchors: Sequence[Anchors] | None = None) -> Iterator[Found]:
         """The mode of each task's posterior; arguments and errors as for :meth:`infer`."""
         system = self.system.with_outputs(len(tasks.outputs))
-        amortised = self.model.infer(tasks)
+        amortised = self.model.infer(tasks, iterate=False)  # iterating is what follows
         for first in range(0, len(tasks), _TASKS_AT_ONCE):
             started = time.process_time()
             part = slice(first, first + _TASKS_AT_ONCE)

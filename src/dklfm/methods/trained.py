@@ -63,7 +63,7 @@ class TrainedModel:
         trust = Trust.load(folder, card.trust_digest)
         return cls(model, scale, card.force_variance_factor, trust, card.force_df)
 
-    def infer(self, tasks: Tasks, joint: bool = False) -> Posterior:
+    def infer(self, tasks: Tasks, joint: bool = False, iterate: bool = True) -> Posterior:
         """The posterior of every task; black boxes give none of the outputs.
 
         A model that knows what its tasks look like also tells how often such look stranger, by the
@@ -72,6 +72,8 @@ class TrainedModel:
         Args:
             tasks: to be inferred.
             joint: also give the covariance of the force over a task's query points.
+            iterate: let a model that iterates do so. Without, the answer is where it would begin,
+                and whether the tasks are strange is not told.
 
         Raises:
             DataError: if the model cannot take tasks like these.
@@ -89,9 +91,12 @@ class TrainedModel:
         for i in range(0, len(batch), size):
             seen = batch.take(slice(i, i + size)).to(self.device)
             queries = x_all[i : i + size].to(self.device)
-            found = self._moments(seen, queries, joint)
+            if iterate:
+                found = self._moments(seen, queries, joint)
+            else:
+                found = self.model.begun(seen, queries)
             parts.append(found._replace(embedding=None))
-            if self.trust is not None:
+            if self.trust is not None and iterate:
                 unlike.append(self.trust.p_values(Statistics.of(seen, found)))
 
         def gathered(name: str, factor: float, shift: float = 0.0) -> Array:

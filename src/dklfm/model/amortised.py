@@ -88,6 +88,18 @@ class Laws(NamedTuple):
     embedding: Float[Tensor, "task size"]
 
 
+def _moments(laws: Laws, covariance: bool = False) -> Moments:
+    force, outputs, embedding = laws
+    return Moments(
+        force.mean[:, 0].double(),
+        (2 * force.log_sd[:, 0].double()).exp(),
+        outputs.mean.double(),
+        (2 * outputs.log_sd.double()).exp(),
+        force.covariance()[:, 0] if covariance else None,
+        embedding,
+    )
+
+
 class AmortisedLFM(ForceModel):
     """See the module."""
 
@@ -128,15 +140,11 @@ class AmortisedLFM(ForceModel):
 
     @torch.no_grad()
     def posterior(self, batch: Batch, x_query: Tensor, covariance: bool = False) -> Moments:
-        force, outputs, embedding = self.answer(batch, x_query)
-        return Moments(
-            force.mean[:, 0].double(),
-            (2 * force.log_sd[:, 0].double()).exp(),
-            outputs.mean.double(),
-            (2 * outputs.log_sd.double()).exp(),
-            force.covariance()[:, 0] if covariance else None,
-            embedding,
-        )
+        return _moments(self.answer(batch, x_query), covariance)
+
+    @torch.no_grad()
+    def begun(self, batch: Batch, x_query: Tensor) -> Moments:
+        return _moments(self.laws(batch, x_query))
 
 
 class JudgedLFM(AmortisedLFM):

@@ -94,6 +94,13 @@ class ForceModel(nn.Module, ABC):
             covariance: also give the force's joint covariance, of models that have one.
         """
 
+    def begun(self, batch: Batch, x_query: Tensor) -> Moments:
+        """Moments before any iteration, of models that iterate; those of the posterior of others.
+
+        Arguments as for :meth:`posterior`.
+        """
+        return self.posterior(batch, x_query)
+
     def coupling(self, batch: Batch) -> float | None:
         """How far the force depends on the outputs under the prior, of models that have one."""
         return None

@@ -217,7 +217,7 @@ def test_uneven_weights_are_flattened_and_even_ones_kept() -> None:
     weights = _flattened(logs)
     torch.testing.assert_close(weights[0], logs[0].softmax(0))
     effective = 1 / weights[1].square().sum()
-    torch.testing.assert_close(effective, torch.tensor(0.6 * 4).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(effective, torch.tensor(0.8 * 4).double(), atol=1e-3, rtol=0)
     assert weights[1].argmax() == 1
 
 

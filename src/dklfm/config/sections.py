@@ -236,7 +236,9 @@ class SolutionConfig(Section):
     laws: Annotated[int, Field(ge=1, le=32)] = 8
     iterations: Annotated[int, Field(ge=1, le=200)] = 20
     # Left out of what is resolved unless there are any: see LaterSwitch.
-    samples: Annotated[int, Field(ge=0, le=4096, exclude_if=lambda count: not count)] = 0
+    samples: Annotated[
+        int, Field(ge=0, le=4096, multiple_of=2, exclude_if=lambda count: not count)
+    ] = 0
 
 
 class LinearisedConfig(Section):

@@ -2,8 +2,9 @@
 
 From the amortised force a few damped Gauss–Newton steps lead to the mode of the equation's own
 posterior, around which a few sets of parameters are weighted by that posterior. Begun where the
-model points, and at no force at all, it needs no search among many starts; with few samples the
-weights are flattened: most of what weights would still change is not worth their noise.
+model points, and at no force at all where that ends in a mode that fits worse than chance would
+have it, it needs no search among many starts; with few samples the weights are flattened: most of
+what weights would still change is not worth their noise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import chdtri
 
 from dklfm.config import RefinementConfig
 from dklfm.errors import DataError
@@ -31,6 +33,8 @@ _TASKS_AT_ONCE = 32
 _CONDITIONALS = 16
 _INDEPENDENT = 0.2
 """Share of the query points that count as independent estimates of the force."""
+_SUSPECT = 0.02
+"""Share of tasks whose mode is worse than that by chance."""
 _TOLERANCE = 0.1
 """Nats; modes need only be as exact as a proposal's centre."""
 _WIDER = 1.5
@@ -99,12 +103,17 @@ class Refined:
 
 
 def _sought(problem: Problem, z: Array) -> list[Mode]:
-    """From a model's force and from none at all, the better mode of each task."""
-    starts, tasks = np.vstack([z, np.zeros_like(z)]), len(z)
-    theta = np.zeros((len(starts), problem.parameters))
-    found = descend(problem, theta, starts, np.tile(np.arange(tasks), 2))
-    pairs = zip(found[:tasks], found[tasks:], strict=True)
-    return [min(pair, key=lambda mode: mode.energy) for pair in pairs]
+    """From a model's force, and from none at all where that ends in a mode that chance is not."""
+    theta, tasks = np.zeros((len(z), problem.parameters)), np.arange(len(z))
+    found = descend(problem, theta, z, tasks)
+    # Twice the energy of a linear equation's mode is chi-squared, of as many degrees as it fits.
+    usual = chdtri(problem.observed.sum((1, 2)), _SUSPECT)
+    suspect = tasks[2 * np.array([mode.energy for mode in found]) > usual]
+    if len(suspect):
+        again = descend(problem, theta[suspect], np.zeros_like(z[suspect]), suspect)
+        for i, other in zip(suspect, again, strict=True):
+            found[i] = min(found[i], other, key=lambda mode: mode.energy)
+    return found
 
 
 def _sampled(problem: Problem, mode: Mode, coordinates: Coordinates, count: int) -> TaskPosterior:

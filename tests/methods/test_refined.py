@@ -84,7 +84,8 @@ def test_a_mode_that_fits_worse_than_chance_gives_way_to_a_better_one() -> None:
     found = np.array([mode.energy for mode in _sought(problem, wrong)])
     energies = np.array([[mode.energy for mode in modes] for modes in (astray, from_rest)])
     unlikely = chi2.sf(2 * energies[0], tasks["y"][0].size) < 0.02
-    assert unlikely.any() and not unlikely.all()
+    assert unlikely.any()
+    assert not unlikely.all()
     expected = np.where(unlikely, energies.min(0), energies[0])
     np.testing.assert_allclose(found, expected)
     assert (found < energies[0]).any()

@@ -95,7 +95,7 @@ class ForceModel(nn.Module, ABC):
         """
 
     def begun(self, batch: Batch, x_query: Tensor) -> Moments:
-        """Moments before any iteration, of models that iterate; those of the posterior of others.
+        """Moments where a network lets iteration begin; of a model without such, the posterior's.
 
         Arguments as for :meth:`posterior`.
         """

@@ -13,9 +13,10 @@ from torch.nn.functional import softplus
 from dklfm.config import SolutionConfig, TrainSpec, validate
 from dklfm.errors import ConfigError
 from dklfm.model import LinearisedLFM, build_model
+from dklfm.model.importance import flattened
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.smoothing import even_grid
-from dklfm.model.solution import SolutionOperator, _flattened, _laws
+from dklfm.model.solution import SolutionOperator, _laws
 from tests.model.test_linearised import observed
 
 NODES, FORCE = 31, 4
@@ -214,7 +215,7 @@ def test_draws_of_the_parameters_leave_less_error_than_their_mode(exchangeable: 
 
 def test_uneven_weights_are_flattened_and_even_ones_kept() -> None:
     logs = torch.tensor([[0.0, 0.1, -0.1, 0.0], [0.0, 50.0, 0.0, 1.0]], dtype=torch.float64)
-    weights = _flattened(logs)
+    weights = flattened(logs, 0.8)
     torch.testing.assert_close(weights[0], logs[0].softmax(0))
     effective = 1 / weights[1].square().sum()
     torch.testing.assert_close(effective, torch.tensor(0.8 * 4).double(), atol=1e-3, rtol=0)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
 from dklfm.errors import DklfmError
+from dklfm.model.importance import directions, flattened
 
 Array = NDArray[np.float64]
 Density = Callable[[Array], tuple[Array, Array]]
@@ -61,27 +63,17 @@ class Sample(NamedTuple):
 
 
 def tempered(sample: Sample, least: float) -> Sample:
-    """The sample with its weights raised to the highest power ≤ 1 that leaves them even enough.
-
-    Few draws with uneven weights are noise; flatter weights trade it for some of the proposal's
-    bias (Koblents & Míguez, Statistics and Computing 2015).
+    """The sample with its weights flattened, if they are uneven (:mod:`dklfm.model.importance`).
 
     Args:
         sample: of importance sampling.
         least: effective size to keep, as a share of the number of draws.
     """
-    from scipy.optimize import brentq
-
-    goal = least * len(sample.weights)
-    logs = np.log(np.maximum(sample.weights, np.finfo(float).tiny))
-
-    def excess(power: float) -> float:
-        return 1 / float(np.square(softmax(power * logs)).sum()) - goal
-
-    if excess(1.0) >= 0:
+    if sample.effective_size >= least * len(sample.weights):
         return sample
-    weights = softmax(brentq(excess, 0.0, 1.0) * logs)
-    return sample._replace(weights=weights, effective_size=goal)
+    logs = np.log(np.maximum(sample.weights, np.finfo(float).tiny))
+    weights = flattened(torch.from_numpy(logs[None]), least)[0].numpy()
+    return sample._replace(weights=weights, effective_size=1 / float(np.square(weights).sum()))
 
 
 @dataclass(frozen=True)
@@ -199,10 +191,9 @@ def paired(
     rounded down to pairs.
     """
     size, pairs = len(mean), count // 2
-    bases = rng.standard_normal((-(-pairs // size), size, size))
-    directions = np.linalg.qr(bases)[0].reshape(-1, size)[:pairs]
+    ways = directions(pairs, size, rng)
     radii = np.sqrt(rng.chisquare(size, pairs) / rng.chisquare(_DEGREES_OF_FREEDOM, pairs))
-    half = np.sqrt(_DEGREES_OF_FREEDOM) * radii[:, None] * directions
+    half = np.sqrt(_DEGREES_OF_FREEDOM) * radii[:, None] * ways
     white = np.vstack([half, -half])
     slope = coordinates.slopes(mean[None])[0]
     root = np.linalg.cholesky(slope[:, None] * covariance * slope)

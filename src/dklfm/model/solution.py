@@ -33,6 +33,7 @@ from dklfm.config import SolutionConfig
 from dklfm.errors import ConfigError
 from dklfm.model.conditioning import Found, conditioned
 from dklfm.model.gaussian import cholesky
+from dklfm.model.importance import cubature, flattened
 from dklfm.model.modes import Modes, Seen, principal
 
 _RANGE, _CELLS = 8.0, 256
@@ -59,8 +60,6 @@ _WIDER = 1.25
 """Variance of the proposals over that of Laplace's approximation, which is too narrow."""
 _LEAST_EFFECTIVE = 0.8
 """Share of the draws that flattened weights keep."""
-_HALVINGS = 20
-"""Of where the power of weights is sought."""
 _TASKS_AT_ONCE = 64
 
 
@@ -242,18 +241,14 @@ class SolutionOperator(nn.Module):
     def _sampled(
         self, problem: _Problem, v: Tensor, theta: Tensor, at: Linear, shares: Tensor
     ) -> Mixture:
-        """Parameters by importance, from Laplace's mixture; the force is Laplace's under each.
-
-        Few draws with uneven weights are noise; flatter weights trade it for some of the
-        proposal's bias (Koblents and Miguez 2015).
-        """
+        """Parameters by importance, from Laplace's mixture; the force is Laplace's under each."""
         (tasks, laws), count = shares.shape, self.config.samples
         marks = (torch.arange(count).to(shares) + 0.5) / count
         law = torch.searchsorted(shares.cumsum(1), marks.expand(tasks, -1).contiguous())
         law = law.clamp_max(laws - 1)
         row = (law + laws * torch.arange(tasks).to(law)[:, None]).flatten()
         cross, root, factor = (each[row] for each in problem.curvature(at))
-        white = _cubature(count, theta[0].numel()).to(v).repeat(tasks, 1)[..., None]
+        white = cubature(count, theta[0].numel()).to(v).repeat(tasks, 1)[..., None]
         moved = _WIDER**0.5 * torch.linalg.solve_triangular(factor.mT, white, upper=True)
         pulled = torch.cholesky_solve(cross @ moved, root)[..., 0]
         drawn = theta[row] + moved[..., 0].unflatten(-1, theta.shape[1:])
@@ -264,7 +259,7 @@ class SolutionOperator(nn.Module):
         proposed = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # all are as far from the mode
         logs = -(lost + 0.5 * found.log_det + proposed).unflatten(0, (tasks, count))
         logs = logs + self.shares.log()[law] - shares.gather(1, law).log()
-        return _mixed(found, _flattened(logs))
+        return _mixed(found, flattened(logs, _LEAST_EFFECTIVE))
 
     def _begun(self, seen: Seen, force: Tensor) -> tuple[Tensor, Tensor]:
         """The mode under the law of all forces together, which leaves little to do under each.
@@ -485,28 +480,3 @@ def _fewer(root: Tensor) -> Tensor:
     if columns <= rows:
         return root
     return torch.linalg.qr(root.mT, mode="r").R.mT
-
-
-def _cubature(count: int, size: int) -> Tensor:
-    """Points ``count x size`` by which a standard Gaussian is integrated to third order.
-
-    Opposite pairs of orthogonal directions, all at one distance (Arasaratnam and Haykin 2009): of
-    few draws that are at random ones most would have no weight. Turned at random, always the same.
-    """
-    pairs = count // 2
-    bases = np.random.default_rng(0).standard_normal((-(-pairs // size), size, size))
-    directions = np.linalg.qr(bases)[0].reshape(-1, size)[:pairs]
-    half = torch.from_numpy(size**0.5 * directions)
-    return torch.stack([half, -half], 1).flatten(0, 1)
-
-
-def _flattened(logs: Tensor) -> Tensor:
-    """Weights ``task x draw``, to the highest power up to one that leaves them even enough."""
-    low, high = torch.zeros_like(logs[:, :1]), torch.ones_like(logs[:, :1])
-    power = high
-    for _ in range(_HALVINGS):
-        even = 1 / (power * logs).softmax(1).square().sum(1, keepdim=True)
-        enough = even >= _LEAST_EFFECTIVE * logs.shape[1]
-        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
-        power = (low + high) / 2
-    return (low * logs).softmax(1)

@@ -12,11 +12,12 @@ from torch.nn.functional import softplus
 
 from dklfm.config import SolutionConfig, TrainSpec, validate
 from dklfm.errors import ConfigError
-from dklfm.model import LinearisedLFM, build_model
+from dklfm.model import LinearisedLFM, Scale, Statistics, build_model
 from dklfm.model.importance import flattened
 from dklfm.model.interpolation import spline_weights
 from dklfm.model.smoothing import even_grid
 from dklfm.model.solution import SolutionOperator, _laws
+from dklfm.model.trust import filled
 from tests.model.test_linearised import observed
 
 NODES, FORCE = 31, 4
@@ -234,10 +235,23 @@ def test_parameters_of_another_number_are_one_clear_error() -> None:
 
 
 def test_a_model_that_iterates_says_so() -> None:
-    """Its trust is learnt from fewer tasks."""
+    """What tells its tasks from strangers is where it begins."""
     spec = {"method": "dklfm_stream", "model": {"name": "linearised"}}
     assert fresh().iterates
     assert not build_model(validate(TrainSpec, spec, "test"), axes=1, outputs=2).iterates
+
+
+def test_strangers_are_told_by_where_iteration_begins() -> None:
+    model, _ = taught()
+    theta, force = tasks(6, seed=1)
+    seen = observed(equation(theta, force, 0.3, exchangeable=False), 0.05)
+    scale = Scale((0.0,), (1.0,), mean=0.0, sd=1.0, force_mean=0.0, force_sd=1.0)
+    full = filled(seen, scale)
+    found = Statistics.gathered(model, scale, [seen])
+    begun = Statistics.of(full, model.begun(full, full.x))
+    ended = Statistics.of(full, model.posterior(full, full.x))
+    torch.testing.assert_close(found.features, begun.features.float())
+    assert (found.residual - ended.residual.float()).abs().max() > 0.01
 
 
 def test_where_iteration_begins_is_the_network_s_answer() -> None:

@@ -97,7 +97,8 @@ class TrainedModel:
                 found = self.model.begun(seen, queries)
             parts.append(found._replace(embedding=None))
             if self.trust is not None and iterate:
-                unlike.append(self.trust.p_values(Statistics.of(seen, found)))
+                looked = self.model.begun(seen, seen.x) if self.model.iterates else found
+                unlike.append(self.trust.p_values(Statistics.of(seen, looked)))
 
         def gathered(name: str, factor: float, shift: float = 0.0) -> Array:
             values = torch.cat([getattr(part, name) for part in parts]).cpu().numpy()

@@ -31,8 +31,8 @@ class ForceModel(nn.Module, ABC):
     ``method`` is its name in a config; ``exchangeable`` says whether outputs have one law for it,
     so that there may be any number of them, or are told apart by their place;
     ``judged_where_seen`` whether its density is that of the observations that it sees, or of other
-    points; ``joint`` whether it has a joint law of the force over points; ``iterates`` whether a
-    posterior takes iterations, and so a multiple of a network's time.
+    points; ``joint`` whether it has a joint law of the force over points; ``iterates`` whether the
+    posterior is iterated to from where a network lets it begin, in a multiple of its time.
     """
 
     method: str

@@ -46,7 +46,6 @@ class GreenLFM(AmortisedLFM):
     """The model; see the module's docstring."""
 
     exchangeable = False
-    iterates = True
 
     def __init__(self, config: GreenConfig, axes: int, outputs: int) -> None:
         super().__init__()

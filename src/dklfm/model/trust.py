@@ -113,7 +113,7 @@ class Statistics(NamedTuple):
         """
         parts = []
         for context in (filled(batch, scale) for batch in contexts):
-            parts.append(cls.of(context, model.eval().posterior(context, context.x)))
+            parts.append(cls.of(context, model.eval().begun(context, context.x)))
         return cls(*(torch.cat(of_each).cpu().float() for of_each in zip(*parts, strict=True)))
 
 

@@ -92,8 +92,7 @@ def learnt_trust(trainer: StreamTrainer) -> Trust:
     # The same whether the training was interrupted or not, or long over.
     trainer.generator = torch.Generator().manual_seed(trainer.spec.seed)
     least, of_cheap, of_dear = _TRUST_TASKS
-    dear = len(trainer.system.axes) > 1 or trainer.model.iterates
-    most = of_dear if dear else of_cheap
+    most = of_dear if len(trainer.system.axes) > 1 else of_cheap
     count = min(max(trainer.seen, least), most)
     if isinstance(trainer.model, GreenLFM):
         count = _TRUST_FEW

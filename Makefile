@@ -37,7 +37,7 @@ report: env
 	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --no-loadscope-reorder
 
 # A scheduler and a browser, which some tests start; as root, on Debian. Without them these are skipped.
 packages:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadFileScheduling
 
 # Before NumPy and torch load: tests are small, and on a busy machine threads wait for one another.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -24,6 +25,9 @@ from dklfm.tasks import Tasks, load_tasks  # noqa: E402
 # The first example of a property pays for imports, and continuous integration is slow.
 settings.register_profile("dklfm", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("dklfm")
+
+_OF_ONE_RUN = ("test_clusters", "test_report", "test_slurm", "test_small")
+_LONG = ("test_interruptions", "test_container")
 
 SIMULATION: dict[str, Any] = {
     "system": {
@@ -52,6 +56,24 @@ TRAINING: dict[str, Any] = {
     "training": {"epochs": 2, "batch_size": 8, "least_points": 5, "validate_every": 1},
     "seed": 0,
 }
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Share the tests among workers by file, as tests of a file share products."""
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadFileScheduling):
+    """Files that read the same run of the pipeline stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = super()._split_scope(nodeid)
+        return "pipeline" if Path(path).stem in _OF_ONE_RUN else path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that no worker is left with one in the end."""
+    items.sort(key=lambda item: item.path.stem not in (*_OF_ONE_RUN, *_LONG))
 
 
 @pytest.fixture

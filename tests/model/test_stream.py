@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,15 @@ def test_the_covariance_is_one_and_its_diagonal_the_variance(axes: int, kind: st
 def test_outputs_that_differ_in_law_cannot_be_of_another_number(kind: str) -> None:
     with pytest.raises(DataError, match="have 2 outputs, dklfm_stream was trained on 3 that"):
         model(kind, exchangeable=False).posterior(batch(outputs=2), X)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_simulated_tasks() -> Iterator[None]:
+    """For modes and for what tasks look like: as many as a package ships with take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dklfm.training.stream._LINEAR_TASKS", 2048)
+        patch.setattr("dklfm.training.runs._TRUST_TASKS", (64, 64, 64))
+        yield
 
 
 @pytest.fixture(scope="module", params=[*SMALL, "solved"])

@@ -31,6 +31,8 @@ from dklfm.artifacts import MANIFEST, dataset_digest, load_dataset, read_json
 
 _LONGER = 1.6
 """Two stages at a time are slower than one; a kill that would come too late is not counted."""
+_PATIENCE = 600
+"""Seconds for a stage to end by its signal, or by itself on a busy machine."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _TIMINGS = ("cpu_seconds", "simulation_cpu_s", "training_cpu_s", "inference_cpu_s")
 _SIMULATION = {
@@ -178,7 +180,7 @@ def survive(stage: Stage, base: Path, seconds: float, kills: int, seed: int) -> 
         if process.poll() is None:
             process.send_signal(SIGNALS[done % len(SIGNALS)])
             done += 1
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=_PATIENCE)
         if code == 0:  # it was faster than the signal
             assert contents(out) == expected, f"{stage.name} differs after {done} kills"
             _remove(out)

@@ -8,13 +8,14 @@ polynomials and d = x − x'; different axes multiply. So
     p = a − b·d + c·(d² − 1),    p' = a' + b'·d + c'·(d² − 1),
     rᵢ = bᵢ bᵢ' + 2 dᵢ (bᵢ cᵢ' − cᵢ bᵢ') − cᵢ cᵢ' (4 dᵢ² − 2),
 
-where r is what Heₙ₊ₘ has beside Heₙ Heₘ. Expanded in x and x' each term is one matrix product.
+where r is what Heₙ₊ₘ has beside Heₙ Heₘ. Expanded in x and x' each of the two is one matrix product.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,10 +36,11 @@ def covariance_factor(
 ) -> Float[Tensor, "task n m"]:
     """What κ is multiplied by between L g at ``x`` and L' g at ``y``, in lengthscales."""
     (_, b, c), (_, b2, c2) = left, right
-    polynomial = _polynomial(left, x, y) * _polynomial(right, y, x).mT
-    first = b @ b2.mT + 2 * ((b * x) @ c2.mT - b @ (c2 * y).mT - (c * x) @ b2.mT + c @ (b2 * y).mT)
-    square = (c * x * x) @ c2.mT - 2 * (c * x) @ (c2 * y).mT + c @ (c2 * y * y).mT
-    return polynomial + first - 4 * square + 2 * c @ c2.mT
+    polynomials = _polynomial(left, x, y) * _polynomial(right, y, x).mT
+    # The sum of r over axes, by what depends on x alone: one product of matrices in place of nine.
+    of_x = torch.cat([b, 2 * (b * x + c - 2 * c * x * x), c * x, c], dim=-1)
+    of_y = torch.cat([b2 - 2 * c2 * y, c2, 8 * c2 * y - 2 * b2, (2 * b2 - 4 * c2 * y) * y], dim=-1)
+    return polynomials + of_x @ of_y.mT
 
 
 def variance_factor(operator: Operator) -> Float[Tensor, "task point"]:
@@ -51,4 +53,5 @@ def variance_factor(operator: Operator) -> Float[Tensor, "task point"]:
 def _polynomial(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
     value, slope, curvature = operator
     constant = value + (curvature * (x * x - 1) - slope * x).sum(-1, keepdim=True)
-    return constant + (slope - 2 * curvature * x) @ y.mT + curvature @ (y * y).mT
+    of_x = torch.cat([constant, slope - 2 * curvature * x, curvature], dim=-1)
+    return of_x @ torch.cat([torch.ones_like(y[..., :1]), y, y * y], dim=-1).mT

@@ -302,8 +302,9 @@ class LinearisedLFM(JudgedLFM):
         """The posterior by what was read, ``task x output x number``; in float64."""
         law, offset, trust = read.split(self.sizes, -1)
         law = (self.design + law.unflatten(-1, self.design.shape[1:])).double()
-        size = self.force_modes
-        law = torch.cat([law[..., :size] @ prior[:, None], law[..., size:]], -1)
+        if self.prior is not None:
+            size = self.force_modes
+            law = torch.cat([law[..., :size] @ prior[:, None], law[..., size:]], -1)
         # What a linear law cannot fit is not to be believed in full.
         trust = torch.sigmoid(_TRUSTED + _BRISK * trust).double()
         believed = seen._replace(

@@ -8,7 +8,8 @@ polynomials and d = x − x'; different axes multiply. So
     p = a − b·d + c·(d² − 1),    p' = a' + b'·d + c'·(d² − 1),
     rᵢ = bᵢ bᵢ' + 2 dᵢ (bᵢ cᵢ' − cᵢ bᵢ') − cᵢ cᵢ' (4 dᵢ² − 2),
 
-where r is what Heₙ₊ₘ has beside Heₙ Heₘ. Expanded in x and x' each of the two is one matrix product.
+where r is what Heₙ₊ₘ has beside Heₙ Heₘ. Expanded in x and x' each of the two is one product of
+matrices.
 """
 
 from __future__ import annotations

@@ -95,9 +95,11 @@ class LotkaVolterra(System):
         alpha, beta, gamma, delta = (draws[name] for name in _PARAMETERS[:4])
         initial = np.log(np.stack([draws["prey0"], draws["predator0"]], axis=-1))
 
+        # What each grows by alone, and what the other does to it.
+        growth, coupling = np.stack([alpha, -delta], -1), np.stack([-beta, gamma], -1)
+
         def rhs(t: float, state: Array) -> Array:
-            prey, predator = np.exp(state).T
-            return np.stack([alpha - beta * predator, gamma * prey - delta], axis=-1)
+            return growth + coupling * np.exp(state[:, ::-1])
 
         values = np.empty((len(times), 2, times.shape[1]))
         for stop in (min(times.min(), -self.step), max(times.max(), self.step)):

@@ -171,6 +171,7 @@ def survive(stage: Stage, base: Path, seconds: float, kills: int, seed: int) -> 
         AssertionError: if the product is not that of the undisturbed run.
     """
     rng = random.Random(f"{stage.name} {seed}")
+    first = STAGES.index(stage)  # few kills are with other signals from stage to stage
     out = base / "killed" / stage.name
     command, expected = stage.command(base, out), contents(base / stage.name)
     done = resumed = 0
@@ -178,7 +179,7 @@ def survive(stage: Stage, base: Path, seconds: float, kills: int, seed: int) -> 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.0, _LONGER * seconds))
         if process.poll() is None:
-            process.send_signal(SIGNALS[done % len(SIGNALS)])
+            process.send_signal(SIGNALS[(first + done) % len(SIGNALS)])
             done += 1
         code = process.wait(timeout=_PATIENCE)
         if code == 0:  # it was faster than the signal
@@ -193,6 +194,8 @@ def survive(stage: Stage, base: Path, seconds: float, kills: int, seed: int) -> 
 
 def main(kills: int, seed: int, folder: Path) -> None:
     """Print one line a stage, and the sum."""
+    # What runs in the background of a shell ignores it, and so would the stages.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seconds = dict(undisturbed(folder))
     with ThreadPoolExecutor(2) as pool:
         waiting = [

@@ -20,7 +20,9 @@ from dklfm.methods import COSTS, Posterior
 from dklfm.scores import (
     ABOUT,
     COLUMNS,
+    FLOOR,
     METRICS,
+    OVER_FLOOR,
     expected_activity,
     reference_correlations,
     score,
@@ -287,6 +289,37 @@ def test_all_seeds_are_averaged_task_by_task(tasks: Tasks) -> None:
     assert rows.loc["all", "n_tasks"] == len(tasks)
     assert rows.loc["all", "mean"] == pytest.approx((0.01 + 0.09) / 2)
     assert rows.loc["all", "se"] == pytest.approx(0, abs=1e-12)
+
+
+def test_errors_stand_over_the_floor_of_the_same_tasks(tasks: Tasks) -> None:
+    few = tasks.take([0, 1, 2])
+    of_model = [scored(tasks, 0.4, method="dklfm", seed=seed) for seed in (0, 1)]
+    summary = summarise([*of_model, scored(few, 0.2, method=FLOOR)])
+    rows = summary[summary["metric"] == OVER_FLOOR].set_index("seed")
+    assert set(rows["method"]) == {"dklfm"}
+    assert set(rows.index) == {"0", "1", "all"}
+    assert rows["n_tasks"].tolist() == [3, 3, 3]
+    assert rows["mean"].tolist() == pytest.approx([4.0] * 3)
+    assert rows["se"].tolist() == pytest.approx([0.0] * 3, abs=1e-12)
+
+
+def test_error_of_the_ratio_is_that_of_a_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    about = {**ABOUT_VALUES, "seed": 0, "metric": "latent_mse"}
+    own, floor = rng.gamma(2.0, 1.0, (2, 400))
+    own += floor
+
+    def table(method: str, values: Array) -> pd.DataFrame:
+        return pd.DataFrame({"task": range(len(values)), "value": values}).assign(
+            **(about | {"method": method})
+        )
+
+    found = summarise([table("dklfm", own), table(FLOOR, floor)])
+    row = found[(found["metric"] == OVER_FLOOR) & (found["seed"] == "all")].iloc[0]
+    chosen = rng.integers(400, size=(4000, 400))
+    ratios = own[chosen].mean(1) / floor[chosen].mean(1)
+    assert row["mean"] == pytest.approx(own.mean() / floor.mean())
+    assert row["se"] == pytest.approx(ratios.std(), rel=0.1)
 
 
 def test_splits_are_summarised_apart(tasks: Tasks) -> None:

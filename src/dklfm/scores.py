@@ -20,6 +20,9 @@ from dklfm.systems import System
 from dklfm.tasks import Tasks
 
 Array = NDArray[np.float64]
+FLOOR = "mechanistic"
+"""The method whose error is the least that observations allow: the equation itself."""
+OVER_FLOOR = "latent_mse_over_floor"
 ABOUT = ("run", "experiment", "method", "prior", "seed", "split")
 COLUMNS = (
     "run", "experiment", "method", "prior", "seed", "split",
@@ -257,7 +260,8 @@ def summarise(per_task: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Mean, standard error and median over tasks, in the columns of scores.csv.
 
     Beside every seed stands a row with seed ``all``: each task's mean over the seeds, so that
-    its standard error is over tasks.
+    its standard error is over tasks. Where the equation itself was fitted to tasks, every other
+    method has rows of the metric OVER_FLOOR: its latent_mse over that of FLOOR on the same tasks.
     """
     table = pd.concat(list(per_task), ignore_index=True).astype({"seed": str})
     keys = [name for name in ABOUT if name != "seed"]
@@ -267,4 +271,22 @@ def summarise(per_task: Iterable[pd.DataFrame]) -> pd.DataFrame:
     both = pd.concat([table, over_seeds.assign(seed="all")], ignore_index=True)
     groups = both.groupby([*ABOUT, "metric"], sort=False)["value"]
     summary = groups.agg(n_tasks="count", mean="mean", se="sem", median="median").reset_index()
-    return summary[list(COLUMNS)]
+    return pd.concat([summary, _over_floor(both)], ignore_index=True)[list(COLUMNS)]
+
+
+def _over_floor(values: pd.DataFrame) -> pd.DataFrame:
+    """Ratios of mean and median errors to the floor's, with the standard error of the first."""
+    errors = values[values["metric"] == "latent_mse"]
+    fitted = errors["method"] == FLOOR
+    same = ["run", "split", "task"]
+    floor = errors[fitted & (errors["seed"] == "all")].set_index(same)["value"].rename("floor")
+    rows = []
+    paired = errors[~fitted].join(floor, on=same, how="inner")
+    for about, found in paired.groupby(list(ABOUT), sort=False):
+        own, least = (found[name].to_numpy(dtype=float) for name in ("value", "floor"))
+        ratio = own.mean() / least.mean()
+        # Of a ratio of two means over the same tasks, to first order.
+        se = pd.Series(own - ratio * least).sem() / least.mean()
+        numbers = (len(found), ratio, se, np.median(own) / np.median(least))
+        rows.append((*about, OVER_FLOOR, *numbers))
+    return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: env quick paper best ship record test packages lint docs report clean
+.PHONY: env quick paper best ship record record-best test packages lint docs report clean
 
 env: .venv/ready
 
@@ -32,6 +32,9 @@ ship: env
 
 record: env
 	$(BIN)/dklfm stage record results docs/paper
+
+record-best: env
+	$(BIN)/dklfm stage record results/best docs/best
 
 report: env
 	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html

@@ -109,6 +109,9 @@ def test_methods_are_compared_in_a_table_and_recorded(
     assert "mechanistic" in page
     assert "Commit " in page
     assert "cores" in page
+    assert len(pd.read_csv(tmp_path / "docs" / "scores.csv")) == len(
+        pd.read_csv(results / "scores.csv")
+    )
     assert (tmp_path / "docs" / "one_curve.png").exists()
 
 

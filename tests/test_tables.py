@@ -55,6 +55,19 @@ def test_seeds_are_averaged_and_single_seeds_left_out() -> None:
     assert len(table) == 2
 
 
+def test_every_set_of_test_tasks_has_a_row(scores: pd.DataFrame) -> None:
+    denser = per_task("dklfm", latent_mse=0.1).assign(split="test@2x")
+    floor = per_task("mechanistic", latent_mse=0.05, count=2).assign(split="test@2x")
+    measured = per_task("dklfm", correlation=0.9).assign(split="test/0")
+    more = summarise([per_task("dklfm", latent_mse=0.3), denser, floor, measured])
+    table = tables.every_set(more).set_index(["set", "method"])
+    assert list(table.index) == [
+        ("test", "dklfm"), ("test@2x", "dklfm"), ("test@2x", "mechanistic")
+    ]  # fmt: skip
+    assert table["of the floor's"].tolist() == ["–", "2 ± 0", "–"]
+    assert table["latent MSE ± se (median)"].iloc[0] == "0.3 ± 0 (0.3)"
+
+
 def test_the_paper_stands_apart_with_its_caveat(scores: pd.DataFrame) -> None:
     text = tables.markdown(tables.comparison(scores))
     ours, _, paper = text.partition("the paper**")

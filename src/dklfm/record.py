@@ -14,9 +14,10 @@ import pandas as pd
 
 from dklfm.artifacts import write_atomically, write_text
 from dklfm.errors import DataError
+from dklfm.tables import every_set
 
 _PACKAGES = ("numpy", "scipy", "torch", "gpytorch")
-_FIGURES = ("curve", "tasks")
+_FIGURES = ("curve", "tasks", "calibration")
 """Kinds of figures that are kept."""
 
 
@@ -43,7 +44,7 @@ def machine() -> str:
 
 
 def record(results: Path, out: Path) -> None:
-    """Copy Table 1 and the figures of the experiments in it to a folder kept with the source.
+    """Copy a run's scores, Table 1 and figures to a folder kept with the source.
 
     Raises:
         DataError: if the run is not complete.
@@ -52,20 +53,27 @@ def record(results: Path, out: Path) -> None:
     if not table.is_file():
         raise DataError(f"{table} does not exist; finish the run first")
     source = commit()  # before what is written here makes the checkout differ
-    labels = set(pd.read_csv(results / "table1.csv")["run"])
+    scores = pd.read_csv(results / "scores.csv")
+    runs = set(scores["run"])
     kept = []
     for path in sorted((results / "figures").glob("*.png")):
         label, _, kind = path.stem.rpartition("-")[0].rpartition("_")
-        if label in labels and kind in _FIGURES:
+        if label.removesuffix("_stream") in runs and kind in _FIGURES:
             name = f"{label}_{kind}.png"
             write_atomically(out / name, partial(shutil.copyfile, path))
             kept.append(name)
-    for suffix in ("csv", "tex"):
-        name = f"table1.{suffix}"
+    for name in ("scores.csv", "table1.csv", "table1.tex"):
         write_atomically(out / name, partial(shutil.copyfile, results / name))
+    every = every_set(scores).to_markdown(index=False, disable_numparse=True)
     pictures = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in kept)
-    page = (
-        f"# Table 1\n\nCommit {source}; {machine()}. CPU times are of one thread.\n\n"
-        f"{table.read_text(encoding='utf-8')}\n{pictures}\n"
+    parts = (
+        "# Table 1",
+        f"Commit {source}; {machine()}. CPU times are of one thread.",
+        table.read_text(encoding="utf-8").strip(),
+        "## Every set of test tasks",
+        "More of what was scored is in [scores.csv](scores.csv).",
+        every,
+        "## Figures",
+        pictures,
     )
-    write_text(out / "README.md", page)
+    write_text(out / "README.md", "\n\n".join(parts) + "\n")

@@ -35,6 +35,7 @@ _METRICS = {
     "output_nll": "output NLL",
     "force_coverage95": "coverage",
 }
+_CALIBRATION = (OVER_FLOOR, "force_coverage50", "inference_cpu_s")
 
 
 def comparison(scores: pd.DataFrame) -> pd.DataFrame:
@@ -65,6 +66,42 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
         row["once_cpu_s"] = mean("simulation_cpu_s", 0.0) + mean("training_cpu_s", 0.0)
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else [*keys, *_METRICS])
+
+
+def every_set(scores: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and calibration on every set of simulated test tasks, over all seeds, as text.
+
+    Methods on the same tasks stand together.
+    """
+    chosen = scores[(scores["seed"].astype(str) == "all") & ~scores["split"].str.contains("/")]
+    of_method = scores[scores["seed"].astype(str) != "all"].groupby(["run", "method"])["seed"]
+    seeds = of_method.nunique().to_dict()
+    rows = []
+    for (run, method, split), group in chosen.groupby(["run", "method", "split"], sort=False):
+        found = group.set_index("metric").reindex([*_METRICS, *_CALIBRATION])
+        mean, se, median = (found[name].map(_number) for name in ("mean", "se", "median"))
+        error, ratio = (f"{mean[name]} ± {se[name]}" for name in ("latent_mse", OVER_FLOOR))
+        if math.isnan(found["mean"]["latent_mse"]):
+            continue
+        rows.append(
+            {
+                "run": run,
+                "set": split,
+                "method": method,
+                "seeds": seeds[run, method],
+                "latent MSE ± se (median)": f"{error} ({median['latent_mse']})",
+                "of the floor's": "–" if math.isnan(found["mean"][OVER_FLOOR]) else ratio,
+                "95 %": mean["force_coverage95"],
+                "50 %": mean["force_coverage50"],
+                "output MSE": mean["output_mse"],
+                "CPU s a task": median["inference_cpu_s"],
+            }
+        )
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    groups = table.groupby(["run", "set"], sort=False)
+    return pd.concat([group for _, group in groups], ignore_index=True)
 
 
 def published() -> pd.DataFrame:

@@ -254,7 +254,7 @@ def record(
     results: Annotated[Path, typer.Argument(help="Results folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to keep tables and figures in.")],
 ) -> None:
-    """Keep a run's Table 1 and figures, with the commit and the machine that made them.
+    """Keep a run's scores, Table 1 and figures, with the commit and the machine that made them.
 
     Example: `dklfm stage record results docs/paper`
     """

@@ -9,7 +9,7 @@ import pytest
 
 from dklfm import simulate
 from dklfm.config import TasksConfig, validate
-from dklfm.figures import POSTERIOR_FIGURES, save
+from dklfm.figures import POSTERIOR_FIGURES, draw_fields, save
 from dklfm.methods import Posterior
 from dklfm.systems import LotkaVolterra, ReactionDiffusion, System, Transcription
 from dklfm.tasks import Tasks, load_embedded
@@ -40,6 +40,7 @@ def made_up(tasks: Tasks) -> Posterior:
     ("kind", "tasks", "system"),
     [
         ("fields", fields(), ReactionDiffusion()),
+        ("fields", fields().split("test"), ReactionDiffusion()),
         ("calibration", fields(), ReactionDiffusion()),
         ("kni", load_embedded("kni"), ReactionDiffusion()),
         ("series", load_embedded("hare-lynx"), LotkaVolterra()),
@@ -52,6 +53,14 @@ def test_figure_is_written_as_pdf_and_png(
     assert (tmp_path / f"{kind}.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_fields_stand_beside_the_floor_where_there_is_one() -> None:
+    tasks = fields().split("test")
+    floor = made_up(tasks.take([0, 1]))
+    drawn = draw_fields(tasks, made_up(tasks), ReactionDiffusion(), floor)
+    titles = [axes.get_title() for axes in drawn.axes if "MSE" in axes.get_title()]
+    assert ["floor" in title for title in titles] == [True, True, False, False]
 
 
 def calibrated(tasks: Tasks, width: float) -> Posterior:

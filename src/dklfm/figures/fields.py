@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dklfm.figures.style import RC
+from dklfm.figures.tasks import columns_of
 from dklfm.methods import Posterior
 from dklfm.systems import System
 from dklfm.tasks import SPLITS, Tasks
@@ -20,11 +21,12 @@ def draw_fields(
 ) -> Figure:
     """A training task and the first four test tasks, one a column, on the query mesh.
 
-    Truth and inference share a colour scale; the error has its own row and scale. The error of
-    ``floor``, a reference method's posterior of the test tasks, stands beside the model's.
+    Of a stream, whose training tasks are not stored, they are five test tasks. Truth and inference
+    share a colour scale; the error has its own row and scale. The error of ``floor``, a reference
+    method's posterior of test tasks, stands beside the model's where it was fitted.
     """
-    split = tasks["split"]
-    columns = [int(np.flatnonzero(split == 0)[0]), *map(int, np.flatnonzero(split == 2)[:4])]
+    split, columns = tasks["split"], columns_of(tasks, 1, 4)
+    fitted = set() if floor is None else set(floor.data["task"].values.tolist())
     space, time = system.axes
     groups = (
         ("force u", tasks["f"], posterior["force_mean"], "viridis"),
@@ -65,7 +67,7 @@ def draw_fields(
             kind = SPLITS[split[i]].replace("train", "training")
             mse = np.mean(np.square(posterior["force_mean"][i] - tasks["f"][i]))
             title = f"{kind} task\nforce MSE {mse:.2g}"
-            if floor is not None and kind == "test":
+            if floor is not None and tasks.data["task"].values[i] in fitted:
                 best = floor.at(tasks.take([i]))["force_mean"][0]
                 title += f" (floor {np.mean(np.square(best - tasks['f'][i])):.2g})"
             axes[0, column].set_title(title)

@@ -12,13 +12,22 @@ from dklfm.systems import System
 from dklfm.tasks import SPLITS, Tasks
 
 
+def columns_of(tasks: Tasks, training: int, test: int) -> list[int]:
+    """Positions of the first tasks of both splits, none chosen by its error.
+
+    Test tasks stand in for training tasks that there are not, as of a stream.
+    """
+    trained = np.flatnonzero(tasks["split"] == SPLITS.index("train"))[:training]
+    tested = np.flatnonzero(tasks["split"] == SPLITS.index("test"))
+    return [*trained.tolist(), *tested[: training + test - len(trained)].tolist()]
+
+
 def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
     """Figs. 3 and 4b: two training tasks and two test tasks with a time axis, one a column.
 
-    The test tasks are the first two, not chosen by their errors.
+    Of a stream, whose training tasks are not stored, they are four test tasks.
     """
-    split = tasks["split"]
-    columns = [int(i) for s in (0, 2) for i in np.flatnonzero(split == s)[:2]]
+    split, columns = tasks["split"], columns_of(tasks, 2, 2)
     force, outputs = (posterior.marginals(name).curves() for name in ("force", "output_query"))
     with plt.rc_context(RC):
         figure, axes = plt.subplots(

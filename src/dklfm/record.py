@@ -65,7 +65,7 @@ def record(results: Path, out: Path) -> None:
     for name in ("scores.csv", "table1.csv", "table1.tex"):
         write_atomically(out / name, partial(shutil.copyfile, results / name))
     every = every_set(scores).to_markdown(index=False, disable_numparse=True)
-    pictures = "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in kept)
+    pictures = "\n\n".join(f"{name.removesuffix('.png')}\n\n![{name}]({name})" for name in kept)
     parts = (
         "# Table 1",
         f"Commit {source}; {machine()}. CPU times are of one thread.",

@@ -63,6 +63,19 @@ def test_fields_stand_beside_the_floor_where_there_is_one() -> None:
     assert ["floor" in title for title in titles] == [True, True, False, False]
 
 
+def test_of_more_outputs_than_colours_none_is_named() -> None:
+    settings = {"counts": {"train": 0, "validation": 0, "test": 4}, "query": 11}
+    config: TasksConfig = validate(TasksConfig, settings, "test")
+    codes = np.full(4, 2, dtype=np.int8)
+    system = Transcription(steps=20, genes=12)
+    tasks = simulate.assemble(system, codes, simulate.simulate(system, config, codes, np.arange(4)))
+    drawn = POSTERIOR_FIGURES["tasks"](tasks, made_up(tasks), system)
+    legend = drawn.axes[-1].get_legend()
+    assert legend is not None
+    assert legend.get_texts() == []
+    assert legend.get_title().get_text().startswith("12 outputs")
+
+
 def calibrated(tasks: Tasks, width: float) -> Posterior:
     """Posteriors whose standard deviations are the errors' own, times ``width``."""
     rng = np.random.default_rng(0)
@@ -79,7 +92,10 @@ def test_calibration_shows_the_share_inside(width: float, low: float, high: floa
     system = Transcription(steps=20)
     arrays = simulate.simulate(system, config, codes, np.arange(60))
     tasks = simulate.assemble(system, codes, arrays)
-    drawn = POSTERIOR_FIGURES["calibration"](tasks, calibrated(tasks, width), system)
+    posterior = calibrated(tasks, width)
+    drawn = POSTERIOR_FIGURES["calibration"](tasks, posterior, system)
     notes = [text.get_text() for text in drawn.axes[0].texts]
     (share,) = (float(note.split()[0]) for note in notes if note.endswith("95 %"))
     assert low < share < high
+    inside = posterior.marginals("force").contains(tasks["f"], 0.95)
+    assert share == pytest.approx(inside.mean(), abs=6e-4)

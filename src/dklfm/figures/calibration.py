@@ -28,7 +28,7 @@ def draw_calibration(tasks: Tasks, posterior: Posterior, system: System) -> Figu
     inside = regions(test)["test"]
     found = posterior.at(test)
     ranks = found.marginals("force").rank(test["f"])[:, inside]
-    levels = np.linspace(0, 1, 51)
+    levels = np.linspace(0, 1, 101)  # percents: those that are named are among them
     within = np.stack([(np.abs(2 * ranks - 1) <= level).mean(1) for level in levels], axis=1)
     edges = np.linspace(0, 1, _BINS + 1)
     shares = np.stack([np.histogram(task, edges)[0] for task in ranks]) * _BINS / ranks.shape[1]
@@ -43,7 +43,7 @@ def draw_calibration(tasks: Tasks, posterior: Posterior, system: System) -> Figu
             left.annotate(
                 f"{share:.3f} at {level} %",
                 (level / 100, share),
-                (8, -22 if level == 50 else -42),
+                (8, -22 if level == 50 else -62),
                 textcoords="offset points",
                 ha="left" if level == 50 else "right",
             )

@@ -57,5 +57,9 @@ def draw_tasks(tasks: Tasks, posterior: Posterior, system: System) -> Figure:
         axes[0, 0].set_ylabel(f"force f:\n{system.force_name}")
         axes[1, 0].set_ylabel("outputs")
         axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-        axes[1, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title=note)
+        # Of more outputs than colours a colour does not name one.
+        several = len(tasks.outputs) > len(OUTPUTS)
+        named = [] if several else axes[1, -1].get_legend_handles_labels()[0]
+        note = f"{len(tasks.outputs)} outputs\n{note}" if several else note
+        axes[1, -1].legend(handles=named, loc="upper left", bbox_to_anchor=(1, 1), title=note)
     return figure

@@ -67,7 +67,7 @@ def record(results: Path, out: Path) -> None:
     every = every_set(scores).to_markdown(index=False, disable_numparse=True)
     pictures = "\n\n".join(f"{name.removesuffix('.png')}\n\n![{name}]({name})" for name in kept)
     parts = (
-        "# Table 1",
+        f"# Table 1 ({results.name})",
         f"Commit {source}; {machine()}. CPU times are of one thread.",
         table.read_text(encoding="utf-8").strip(),
         "## Every set of test tasks",

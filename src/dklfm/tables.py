@@ -35,7 +35,7 @@ _METRICS = {
     "output_nll": "output NLL",
     "force_coverage95": "coverage",
 }
-_CALIBRATION = (OVER_FLOOR, "force_coverage50", "inference_cpu_s")
+_OF_EVERY_SET = (OVER_FLOOR, "force_coverage50", "inference_cpu_s")
 
 
 def comparison(scores: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def every_set(scores: pd.DataFrame) -> pd.DataFrame:
     seeds = of_method.nunique().to_dict()
     rows = []
     for (run, method, split), group in chosen.groupby(["run", "method", "split"], sort=False):
-        found = group.set_index("metric").reindex([*_METRICS, *_CALIBRATION])
+        found = group.set_index("metric").reindex([*_METRICS, *_OF_EVERY_SET])
         mean, se, median = (found[name].map(_number) for name in ("mean", "se", "median"))
         error, ratio = (f"{mean[name]} ± {se[name]}" for name in ("latent_mse", OVER_FLOOR))
         if math.isnan(found["mean"]["latent_mse"]):

@@ -17,6 +17,7 @@ from dklfm.config import (
     Plan,
     Stage,
     StoredConfig,
+    TrainSpec,
     canonical_json,
     resolved,
     stage_key,
@@ -214,6 +215,19 @@ def test_a_stream_alone_trains_one_model_a_seed_and_tests_it_everywhere() -> Non
     assert judged == {"test", "test@regular9", "test@sigmoid"}
 
 
+def test_seeds_that_tell_no_strangers_have_models_of_their_own_and_leave_the_others() -> None:
+    def models(**stream: Any) -> dict[int, Stage]:
+        planned = plan({**STREAM, "stream": {**STREAM["stream"], **stream}})
+        return {model.spec["seed"]: model for model in planned.stages("model").values()}
+
+    every, first, none = models(), models(strangers=[0]), models(strangers=[])
+    assert models(strangers=[0, 1]) == every
+    assert first[0] == every[0] and first[1] == none[1]
+    assert {first[1].key, none[0].key}.isdisjoint(s.key for s in every.values())
+    assert validate(TrainSpec, every[0].spec, "train").strangers
+    assert not validate(TrainSpec, none[0].spec, "train").strangers
+
+
 def test_refinement_follows_the_streamed_model_where_references_are() -> None:
     planned = plan(STREAM | {"refine": {"samples": 16}})
     refined = [e for e in planned.evaluations if e.method == "dklfm_refined"]
@@ -251,6 +265,7 @@ def test_another_system_or_mesh_changes_the_test_tasks_alone() -> None:
         ({"test_systems": {"x": {"genes": 0}}}, "greater than or equal to 1"),
         ({"curve": [8]}, "curve and baselines need stored tasks"),
         ({"baselines": ["neural_process"]}, "curve and baselines need stored tasks"),
+        ({"stream": {"strangers": [4]}}, "stream.strangers names a seed that is not among seeds"),
         ({"stream": None}, "at least one train, validation and test task"),
         ({"test_meshes": [0.5, 0.5]}, "test_meshes holds a value twice"),
         ({"seeds": []}, "without seeds nothing is trained"),

@@ -70,10 +70,15 @@ Label = Annotated[str, AfterValidator(_label)]
 
 
 class StreamedConfig(Section):
-    """A model trained on a stream of tasks."""
+    """A model trained on a stream of tasks.
+
+    The models of the seeds ``strangers`` (of all, if null) learn to tell tasks of their training
+    from others, which takes minutes and is of use where measurements are inferred.
+    """
 
     model: StreamModel = OperatorConfig()
     training: StreamConfig = StreamConfig()
+    strangers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _trainable(self) -> Self:
@@ -159,6 +164,8 @@ class Experiment(Section):
             raise ValueError("tasks.counts needs at least one train, validation and test task")
         if not counts.train and (self.curve or self.baselines):
             raise ValueError("curve and baselines need stored tasks: set tasks.counts.train")
+        if self.stream and not set(self.stream.strangers or ()) <= set(self.seeds):
+            raise ValueError("stream.strangers names a seed that is not among seeds")
         for changes in self.test_systems.values():
             self.changed_system(changes)
         for name in self.references_on:

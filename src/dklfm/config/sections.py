@@ -441,12 +441,17 @@ MODEL_SECTIONS: dict[str, Any] = {
 
 
 class TrainSpec(Section):
-    """Everything that determines a trained model, given its tasks."""
+    """Everything that determines a trained model, given its tasks.
+
+    With ``strangers`` a streamed model learns to tell tasks of its training from others.
+    """
 
     method: TrainedMethod = "dklfm"
     model: AnyModel = Field(default_factory=dict, validate_default=True)
     training: StreamConfig | StoredConfig = Field(default_factory=dict, validate_default=True)
     seed: int = 0
+    # Left out of what is resolved unless it is off: see LaterSwitch.
+    strangers: Annotated[bool, Field(exclude_if=lambda chosen: chosen)] = True
 
     @field_validator("model", mode="before")
     @classmethod

@@ -180,7 +180,9 @@ def _run(
     history = pd.DataFrame(trainer.history)
     write_atomically(folder / "history.csv", lambda p: history.to_csv(p, index=False))
     errors = standardised_errors(trainer.model, trainer.scale, tasks.split("validation"))
-    trust = learnt_trust(trainer).save(folder) if isinstance(trainer, StreamTrainer) else None
+    trust = None
+    if isinstance(trainer, StreamTrainer) and checked.strangers:
+        trust = learnt_trust(trainer).save(folder)
     save_model(
         folder,
         trainer.model,

@@ -222,7 +222,8 @@ def test_seeds_that_tell_no_strangers_have_models_of_their_own_and_leave_the_oth
 
     every, first, none = models(), models(strangers=[0]), models(strangers=[])
     assert models(strangers=[0, 1]) == every
-    assert first[0] == every[0] and first[1] == none[1]
+    assert first[0] == every[0]
+    assert first[1] == none[1]
     assert {first[1].key, none[0].key}.isdisjoint(s.key for s in every.values())
     assert validate(TrainSpec, every[0].spec, "train").strangers
     assert not validate(TrainSpec, none[0].spec, "train").strangers

@@ -17,6 +17,7 @@ from dklfm.errors import ConfigError, DataError
 from dklfm.methods import TrainedModel
 from dklfm.model import DKLFM, AmortisedLFM, Batch, ForceModel, OperatorLFM, build_model
 from dklfm.model.interpolation import spline_weights
+from dklfm.model.trust import P_VALUES
 from dklfm.tasks import Tasks
 from dklfm.training import StreamTrainer
 
@@ -293,6 +294,18 @@ def test_few_outputs_are_seen_as_often_as_many(
         shares[few] = counts.double().log2().long().bincount(minlength=4) / 1000
     torch.testing.assert_close(shares[True], torch.full((4,), 0.25), atol=0.06, rtol=0)
     assert shares[False][3] > 0.45
+
+
+def test_who_has_not_learnt_to_tell_strangers_says_nothing_of_them(
+    trained: tuple[TrainSpec, Tasks, Path], tmp_path: Path
+) -> None:
+    spec, tasks, folder = trained
+    once = spec.training.model_copy(update={"epochs": 1, "validate_every": 1})
+    silent = spec.model_copy(update={"training": once, "strangers": False})
+    training.run(resolved(silent), tasks, tmp_path, simulation=SIMULATION)
+    test = tasks.split("test")
+    assert set(P_VALUES) <= set(TrainedModel.load(folder).infer(test).data)
+    assert not set(P_VALUES) & set(TrainedModel.load(tmp_path).infer(test).data)
 
 
 def test_tasks_that_were_not_simulated_have_no_stream(

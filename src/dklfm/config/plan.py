@@ -180,14 +180,6 @@ def _for_black_box(training: StoredConfig, baseline: BaselineConfig) -> StoredCo
     return training.model_copy(update=changes)
 
 
-def learns_strangers(experiment: Experiment, seed: int) -> bool:
-    """Whether the streamed model of a seed learns to tell tasks of its training from others."""
-    if experiment.stream is None:
-        return False
-    chosen = experiment.stream.strangers
-    return chosen is None or seed in chosen
-
-
 def _targets(label: str, experiment: Experiment) -> dict[str, Stage]:
     """The tasks to infer, by the name of their split."""
     measured = {
@@ -245,15 +237,17 @@ def _evaluations(label: str, experiment: Experiment) -> Iterator[Evaluation]:
             "training": resolved(experiment.training),
         }
         routes.append((METHOD, label, settings))
+    strangers: tuple[int, ...] = ()
     if experiment.stream is not None:
         streamed = {"method": STREAM, **resolved(experiment.stream)}
-        del streamed["strangers"]
+        chosen = streamed.pop("strangers")
+        strangers = experiment.seeds if chosen is None else tuple(chosen)
         routes.append((STREAM, f"{label}_stream", streamed))
     fewer = {f"train{size}": size for size in experiment.curve}
     for method, named, spec in routes:
         for seed in experiment.seeds:
             seeded = {**spec, "seed": seed}
-            if method == STREAM and not learns_strangers(experiment, seed):
+            if method == STREAM and seed not in strangers:
                 seeded["strangers"] = False
             model = Stage("model", f"{named}_seed{seed}", seeded, (simulated,))
             for split, tasks in targets.items():

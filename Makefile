@@ -31,10 +31,10 @@ ship: env
 	$(BIN)/dklfm stage ship results/best/model/reaction_diffusion_best_stream_seed0-* src/dklfm/weights/reaction_diffusion
 
 record: env
-	$(BIN)/dklfm stage record results docs/paper
+	$(BIN)/dklfm stage record config/config.yaml docs/paper
 
 record-best: env
-	$(BIN)/dklfm stage record results/best docs/best
+	$(BIN)/dklfm stage record config/best.yaml docs/best
 
 report: env
 	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html

@@ -88,7 +88,7 @@ def test_a_fit_to_a_task_that_is_not_there_says_which_are(store: Path, tmp_path:
     assert "there are 1, 2, 3" in refused("stage", "fit", settings, measured, tmp_path / "fit")
 
 
-def test_methods_are_compared_in_a_table_and_recorded(
+def test_methods_are_compared_in_a_table(
     store: Path, model_folder: Path, reference: Path, tmp_path: Path
 ) -> None:
     about = json.loads(ABOUT_JSON) | {"split": "test", "run": "one"}
@@ -102,23 +102,6 @@ def test_methods_are_compared_in_a_table_and_recorded(
     done("stage", "summarise", results / "scores.csv", *per_task)
     done("stage", "table", results / "scores.csv", results / "table1")
     assert set(pd.read_csv(results / "table1.csv")["method"]) == set(posteriors)
-
-    done("stage", "figure", "curve", results / "figures" / "one_curve-0123456789", *per_task)
-    done("stage", "record", results, tmp_path / "docs")
-    page = (tmp_path / "docs" / "README.md").read_text()
-    assert "mechanistic" in page
-    assert "Commit " in page
-    assert "cores" in page
-    assert len(pd.read_csv(tmp_path / "docs" / "scores.csv")) == len(
-        pd.read_csv(results / "scores.csv")
-    )
-    assert (tmp_path / "docs" / "one_curve.png").exists()
-
-
-def test_an_unfinished_run_is_not_recorded(tmp_path: Path) -> None:
-    assert "finish the run first" in refused(
-        "stage", "record", tmp_path / "results", tmp_path / "docs"
-    )
 
 
 def test_a_table_without_scores_says_what_makes_them(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from dklfm.artifacts import write_json
 from dklfm.cli import app
+from dklfm.config import Plan, load_config
 
 REPOSITORY = Path(__file__).parents[1]
 ORDER = (
@@ -62,3 +64,8 @@ def test_its_example_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPat
     if name == "stage score":  # a table needs two methods
         scores = pd.read_csv("results/one.csv").assign(method="another")
         scores.to_csv("results/two.csv", index=False)
+    if name == "stage figure":  # a record needs what the workflow makes of the whole config
+        plan = Plan.of(load_config(Path("config/config.yaml")))
+        write_json(Path("results/index.json"), plan.index())
+        for stage in plan.figures:
+            Path(f"results/figures/{stage.name}.png").touch()

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from dklfm.artifacts import write_atomically, write_text
+from dklfm.artifacts import read_json, write_atomically, write_text
+from dklfm.config import Config, Plan
 from dklfm.errors import DataError
 from dklfm.tables import every_set
 
 _PACKAGES = ("numpy", "scipy", "torch", "gpytorch")
-_FIGURES = ("curve", "tasks", "calibration")
+_FIGURES = ("curve", "tasks", "fields", "calibration")
 """Kinds of figures that are kept."""
 
 
@@ -43,29 +44,32 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
 
 
-def record(results: Path, out: Path) -> None:
-    """Copy a run's scores, Table 1 and figures to a folder kept with the source.
+def record(config: Config, out: Path) -> None:
+    """Copy scores, Table 1 and figures of a config's run to a folder kept with the source.
 
     Raises:
-        DataError: if the run is not complete.
+        DataError: if the results folder holds no finished run of this very config.
     """
-    table = results / "table1.md"
-    if not table.is_file():
-        raise DataError(f"{table} does not exist; finish the run first")
+    plan, results = Plan.of(config), config.results
+    index, table = results / "index.json", results / "table1.md"
+    # Of the config as it was before, the folder may hold other figures of the same names.
+    if not (table.is_file() and index.is_file() and read_json(index) == plan.index()):
+        raise DataError(f"{results} holds no finished run of this config; run it to its end first")
     source = commit()  # before what is written here makes the checkout differ
-    scores = pd.read_csv(results / "scores.csv")
-    runs = set(scores["run"])
     kept = []
-    for path in sorted((results / "figures").glob("*.png")):
-        label, _, kind = path.stem.rpartition("-")[0].rpartition("_")
-        if label.removesuffix("_stream") in runs and kind in _FIGURES:
-            name = f"{label}_{kind}.png"
-            write_atomically(out / name, partial(shutil.copyfile, path))
-            kept.append(name)
+    for stage in plan.stages("figure").values():
+        if stage.spec["figure"] in _FIGURES:
+            drawn = results / "figures" / f"{stage.name}.png"
+            if not drawn.is_file():
+                raise DataError(f"{drawn} does not exist; run the config to its end first")
+            kept.append((f"{stage.label}.png", drawn))
+    for name, drawn in kept:
+        write_atomically(out / name, partial(shutil.copyfile, drawn))
     for name in ("scores.csv", "table1.csv", "table1.tex"):
         write_atomically(out / name, partial(shutil.copyfile, results / name))
+    scores = pd.read_csv(results / "scores.csv")
     every = every_set(scores).to_markdown(index=False, disable_numparse=True)
-    pictures = "\n\n".join(f"{name.removesuffix('.png')}\n\n![{name}]({name})" for name in kept)
+    pictures = "\n\n".join(f"{Path(name).stem}\n\n![{name}]({name})" for name, _ in kept)
     parts = (
         f"# Table 1 ({results.name})",
         f"Commit {source}; {machine()}. CPU times are of one thread.",

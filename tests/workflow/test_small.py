@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
+import yaml
 
 from dklfm.artifacts import read_json
 from dklfm.config import Config, Plan, validate
 from dklfm.scores import COLUMNS
+from tests.test_cli import done, refused
 from tests.workflow.small import config, snakemake
 
 
@@ -71,6 +75,43 @@ def test_table_compares_every_method_of_a_run(finished: Path) -> None:
     assert table["latent_mse"].notna().all()
     assert table.loc["neural_process", "output_mse"] != table.loc["alfi", "output_mse"]
     assert (finished / "results" / "table1.tex").read_text().count("toprule") == 4
+
+
+@pytest.fixture
+def written(finished: Path, tmp_path: Path) -> Path:
+    """A config file whose results folder holds all that a record is made of."""
+    results = tmp_path / "results"
+    shutil.copytree(finished / "results" / "figures", results / "figures")
+    for name in ("index.json", "scores.csv", "table1.md", "table1.csv", "table1.tex"):
+        shutil.copy(finished / "results" / name, results)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config(tmp_path)))
+    return path
+
+
+def test_a_run_is_recorded_with_the_figures_of_its_config(written: Path, tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "docs"
+    (results / "figures" / "small_tasks-ffffffffff.png").write_text("of other settings")
+    done("stage", "record", written, out)
+    stages = Plan.of(validate(Config, config(tmp_path), "test")).stages("figure")
+    (drawn,) = (name for name, stage in stages.items() if stage.label == "small_tasks")
+    kept = (out / "small_tasks.png").read_bytes()
+    assert kept == (results / "figures" / f"{drawn}.png").read_bytes()
+    page = (out / "README.md").read_text()
+    assert page.count("](small_tasks.png)") == 1
+    assert {path.name for path in out.glob("*.png")} == set(re.findall(r"\]\((\w+\.png)\)", page))
+    assert all(word in page for word in ("mechanistic", "Commit ", "cores"))
+    assert (out / "scores.csv").read_bytes() == (results / "scores.csv").read_bytes()
+
+
+def test_only_a_finished_run_of_the_config_is_recorded(written: Path, tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "docs"
+    (drawn,) = (results / "figures").glob("small_curve-*.png")
+    drawn.unlink()
+    assert drawn.name in refused("stage", "record", written, out)
+    written.write_text(yaml.safe_dump(config(tmp_path, epochs=3)))
+    assert "no finished run of this config" in refused("stage", "record", written, out)
+    assert not out.exists()
 
 
 def test_tasks_are_simulated_from_the_posterior_of_a_fit(finished: Path) -> None:

@@ -251,16 +251,17 @@ def figure(
 @app.command()
 @command
 def record(
-    results: Annotated[Path, typer.Argument(help="Results folder of a finished run.")],
+    config: Annotated[Path, typer.Argument(help="YAML config of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to keep tables and figures in.")],
 ) -> None:
     """Keep a run's scores, Table 1 and figures, with the commit and the machine that made them.
 
-    Example: `dklfm stage record results docs/paper`
+    Example: `dklfm stage record config/config.yaml docs/paper`
     """
+    from dklfm.config import load_config
     from dklfm.record import record as keep
 
-    keep(results, out)
+    keep(load_config(config), out)
 
 
 @app.command()

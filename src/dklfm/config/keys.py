@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STAGE_VERSIONS = {"fit": 1, "tasks": 1, "model": 2, "posterior": 3, "scores": 2, "figure": 1}
+STAGE_VERSIONS = {"fit": 2, "tasks": 1, "model": 2, "posterior": 3, "scores": 2, "figure": 1}
 """Bumped by hand when a stage's code changes what the same settings produce."""
-PART_VERSIONS = {"refine": 1}
-"""Added for an entry of a spec whose own code changed: references need not be made anew for it."""
+PART_VERSIONS = {"refine": 2, "mechanistic": 1, "mechanistic_known": 1}
+"""Added for an entry of a spec, or a reference, whose own code changed: others stay as they are."""
 
 
 def canonical_json(value: Any) -> str:
@@ -24,9 +24,10 @@ def canonical_json(value: Any) -> str:
 
 def stage_key(stage: str, spec: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
     """The first ten hex digits of sha256 over stage, version, settings and parent keys."""
+    parts = [*spec, spec.get("reference", {}).get("name")]
     identity = {
         "stage": stage,
-        "stage_version": STAGE_VERSIONS[stage] + sum(PART_VERSIONS.get(part, 0) for part in spec),
+        "stage_version": STAGE_VERSIONS[stage] + sum(PART_VERSIONS.get(part, 0) for part in parts),
         "spec": spec,
         "parents": list(parents),
     }

@@ -89,14 +89,16 @@ def test_key_does_not_depend_on_the_order_of_settings(spec: dict[str, Any]) -> N
     assert stage_key("tasks", turned) == stage_key("tasks", spec)
 
 
-def test_refined_posteriors_are_made_anew_without_the_references(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("part", "changed"), [("refine", 0), ("mechanistic", 1)])
+def test_what_a_part_of_the_code_makes_is_made_anew_and_nothing_else(
+    part: str, changed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    specs: list[dict[str, Any]] = [{"refine": {"samples": 32}}, {"reference": {}}, {}]
+    references = [{"reference": {"name": name}} for name in ("mechanistic", "alfi")]
+    specs: list[dict[str, Any]] = [{"refine": {"samples": 32}}, *references, {}]
     before = [stage_key("posterior", spec) for spec in specs]
-    monkeypatch.setitem(PART_VERSIONS, "refine", PART_VERSIONS["refine"] + 1)
+    monkeypatch.setitem(PART_VERSIONS, part, PART_VERSIONS[part] + 1)
     after = [stage_key("posterior", spec) for spec in specs]
-    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
+    assert [i for i in range(len(specs)) if before[i] != after[i]] == [changed]
 
 
 def test_key_depends_on_stage_settings_and_parents_in_their_order() -> None:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import chi2
 
 from dklfm import simulate
 from dklfm.config import MechanisticConfig, TasksConfig, parse_system, validate
 from dklfm.errors import DataError
 from dklfm.methods import ExactTranscription, Mechanistic, fit_each, fit_system
+from dklfm.methods.mechanistic import Problem, descend
 from dklfm.methods.single import TaskPosterior, mixture
 from dklfm.methods.transcription import log_marginal_likelihood
 from dklfm.systems import System
@@ -119,6 +121,14 @@ def test_any_number_of_genes_can_be_fitted(genes: int) -> None:
     error = found["force_mean"] - tasks["f"]
     assert 0.25 < np.mean(error**2) / np.mean(found["force_sd"] ** 2) < 3
     assert np.mean(error**2) < 0.8
+
+
+def test_a_narrow_curved_valley_is_followed_to_its_end() -> None:
+    system, tasks = tasks_of(LOGNORMAL | {"genes": 20}, 4, points=30, noise=0.01)
+    problem = Problem(system, tasks, {}, 0.1, None)
+    theta, z = np.zeros((4, problem.parameters)), np.zeros((4, problem.coefficients))
+    energies = [mode.energy for mode in descend(problem, theta, z, np.arange(4))]
+    assert (chi2.sf(2 * np.array(energies), problem.observed.sum((1, 2))) > 1e-3).all()
 
 
 def test_a_ridge_of_the_common_scale_is_covered_under_a_bounded_prior() -> None:

@@ -55,21 +55,23 @@ def record(config: Config, out: Path) -> None:
     # Of the config as it was before, the folder may hold other figures of the same names.
     if not (table.is_file() and index.is_file() and read_json(index) == plan.index()):
         raise DataError(f"{results} holds no finished run of this config; run it to its end first")
+    kept = {
+        f"{stage.label}.png": results / "figures" / f"{stage.name}.png"
+        for stage in plan.figures
+        if stage.spec["figure"] in _FIGURES
+    }
+    scored = [results / f"{evaluation.scores.path}.csv" for evaluation in plan.evaluations]
+    for made in (*scored, *kept.values()):
+        if not made.is_file():
+            raise DataError(f"{made} does not exist; run the config to its end first")
     source = commit()  # before what is written here makes the checkout differ
-    kept = []
-    for stage in plan.stages("figure").values():
-        if stage.spec["figure"] in _FIGURES:
-            drawn = results / "figures" / f"{stage.name}.png"
-            if not drawn.is_file():
-                raise DataError(f"{drawn} does not exist; run the config to its end first")
-            kept.append((f"{stage.label}.png", drawn))
-    for name, drawn in kept:
+    for name, drawn in kept.items():
         write_atomically(out / name, partial(shutil.copyfile, drawn))
     for name in ("scores.csv", "table1.csv", "table1.tex"):
         write_atomically(out / name, partial(shutil.copyfile, results / name))
     scores = pd.read_csv(results / "scores.csv")
     every = every_set(scores).to_markdown(index=False, disable_numparse=True)
-    pictures = "\n\n".join(f"{Path(name).stem}\n\n![{name}]({name})" for name, _ in kept)
+    pictures = "\n\n".join(f"{Path(name).stem}\n\n![{name}]({name})" for name in kept)
     parts = (
         f"# Table 1 ({results.name})",
         f"Commit {source}; {machine()}. CPU times are of one thread.",

@@ -81,7 +81,8 @@ def test_table_compares_every_method_of_a_run(finished: Path) -> None:
 def written(finished: Path, tmp_path: Path) -> Path:
     """A config file whose results folder holds all that a record is made of."""
     results = tmp_path / "results"
-    shutil.copytree(finished / "results" / "figures", results / "figures")
+    for name in ("figures", "scores"):
+        shutil.copytree(finished / "results" / name, results / name)
     for name in ("index.json", "scores.csv", "table1.md", "table1.csv", "table1.tex"):
         shutil.copy(finished / "results" / name, results)
     path = tmp_path / "config.yaml"
@@ -106,9 +107,11 @@ def test_a_run_is_recorded_with_the_figures_of_its_config(written: Path, tmp_pat
 
 def test_only_a_finished_run_of_the_config_is_recorded(written: Path, tmp_path: Path) -> None:
     results, out = tmp_path / "results", tmp_path / "docs"
-    (drawn,) = (results / "figures").glob("small_curve-*.png")
-    drawn.unlink()
-    assert drawn.name in refused("stage", "record", written, out)
+    for pattern in ("figures/small_curve-*.png", "scores/*_alfi-*.csv"):
+        (made,) = results.glob(pattern)
+        made.rename(tmp_path / made.name)
+        assert made.name in refused("stage", "record", written, out)
+        (tmp_path / made.name).rename(made)
     written.write_text(yaml.safe_dump(config(tmp_path, epochs=3)))
     assert "no finished run of this config" in refused("stage", "record", written, out)
     assert not out.exists()

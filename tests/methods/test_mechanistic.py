@@ -13,7 +13,8 @@ from dklfm import simulate
 from dklfm.config import MechanisticConfig, TasksConfig, parse_system, validate
 from dklfm.errors import DataError
 from dklfm.methods import ExactTranscription, Mechanistic, fit_each, fit_system
-from dklfm.methods.mechanistic import Problem, descend
+from dklfm.methods.descent import descend
+from dklfm.methods.mechanistic import Problem
 from dklfm.methods.single import TaskPosterior, mixture
 from dklfm.methods.transcription import log_marginal_likelihood
 from dklfm.systems import System

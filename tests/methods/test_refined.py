@@ -12,7 +12,8 @@ from scipy.stats import chi2
 from dklfm.config import RefinementConfig, TrainSpec, validate
 from dklfm.errors import DataError
 from dklfm.methods import ExactTranscription, Posterior, Refined, TrainedModel, fit_each
-from dklfm.methods.mechanistic import Problem, descend
+from dklfm.methods.descent import descend
+from dklfm.methods.mechanistic import Problem
 from dklfm.methods.refined import _sought
 from dklfm.methods.sampling import Sample, tempered
 from dklfm.model import Scale

@@ -20,7 +20,8 @@ from dklfm.errors import DataError
 from dklfm.inference.model import Model
 from dklfm.inference.noise import with_noise
 from dklfm.inference.units import Units
-from dklfm.methods.mechanistic import Mode, Problem
+from dklfm.methods.descent import Mode
+from dklfm.methods.mechanistic import Problem
 from dklfm.methods.refined import Refined
 from dklfm.tasks import Tasks
 

@@ -20,7 +20,8 @@ from scipy.special import chdtri
 from dklfm.config import RefinementConfig
 from dklfm.errors import DataError
 from dklfm.methods.base import Posterior
-from dklfm.methods.mechanistic import Anchors, Mode, Problem, descend
+from dklfm.methods.descent import Mode, descend
+from dklfm.methods.mechanistic import Anchors, Problem
 from dklfm.methods.sampling import Coordinates, paired, tempered
 from dklfm.methods.single import TaskPosterior, gathered, mixed
 from dklfm.methods.trained import TrainedModel
